@@ -1,0 +1,102 @@
+// The torch-facing layer, one function per op: check, fill Params, launch. It allocates nothing,
+// synchronises nothing and reads no device memory, so every op can be captured in a CUDA graph.
+// Schemas live in python/p_eagle_cuda/ops.py, next to the documentation and the contracts.
+
+#include <torch/csrc/stable/library.h>
+
+#include "build_info.h"
+#include "checks.h"
+#include "ops.h"
+
+namespace p_eagle {
+namespace {
+
+DType to_dtype(char const* op, ScalarType type) {
+  switch (type) {
+    case ScalarType::BFloat16: return DType::kBFloat16;
+    case ScalarType::Half: return DType::kHalf;
+    default: STD_TORCH_CHECK(false, op, ": dtype must be bfloat16 or float16, got ", type);
+  }
+}
+
+void embed_norm_concat(Tensor const& token_ids, Tensor const& source_row, Tensor const& num_rows,
+                       Tensor const& embedding, Tensor const& hidden, Tensor const& mask_hidden,
+                       Tensor const& embed_weight, Tensor const& hidden_weight, double eps,
+                       bool norm_before_residual, Tensor& out, Tensor& residual) {
+  constexpr char const* kOp = "embed_norm_concat";
+
+  // `hidden` and `embedding` define the device and R, H, V; the rest is checked against them.
+  STD_TORCH_CHECK(hidden.is_cuda(), kOp, ": `hidden` must be on a CUDA device");
+  STD_TORCH_CHECK(hidden.dim() == 2, kOp, ": `hidden` must be [R, H], got ", shape_of(hidden));
+  STD_TORCH_CHECK(embedding.dim() == 2, kOp, ": `embedding` must be [V, H], got ",
+                  shape_of(embedding));
+  int64_t const R = hidden.size(0);
+  int64_t const H = hidden.size(1);
+  int64_t const V = embedding.size(0);
+  int32_t const device = hidden.get_device_index();
+  ScalarType const type = hidden.scalar_type();
+  DType const dtype = to_dtype(kOp, type);
+  STD_TORCH_CHECK(H % 8 == 0 && H <= 8192, kOp, ": H must be a multiple of 8, <= 8192, got ", H);
+
+  check_tensor(kOp, "token_ids", token_ids, device, ScalarType::Long, {R});
+  check_tensor(kOp, "source_row", source_row, device, ScalarType::Int, {R});
+  check_tensor(kOp, "num_rows", num_rows, device, ScalarType::Int, {1});
+  check_vector_tensor(kOp, "embedding", embedding, device, type, {V, H});
+  check_vector_tensor(kOp, "hidden", hidden, device, type, {R, H});
+  check_vector_tensor(kOp, "mask_hidden", mask_hidden, device, type, {H});
+  check_vector_tensor(kOp, "embed_weight", embed_weight, device, type, {H});
+  check_vector_tensor(kOp, "hidden_weight", hidden_weight, device, type, {H});
+  check_vector_tensor(kOp, "out", out, device, type, {R, 2 * H});
+  check_vector_tensor(kOp, "residual", residual, device, type, {R, H});
+  if (R == 0) {
+    return;
+  }
+
+  torch::stable::accelerator::DeviceGuard const guard(device);
+  EmbedNormConcatParams const params{
+      .token_ids = token_ids.const_data_ptr<int64_t>(),
+      .source_row = source_row.const_data_ptr<int32_t>(),
+      .num_rows = num_rows.const_data_ptr<int32_t>(),
+      .embedding = embedding.const_data_ptr(),
+      .hidden = hidden.const_data_ptr(),
+      .mask_hidden = mask_hidden.const_data_ptr(),
+      .embed_weight = embed_weight.const_data_ptr(),
+      .hidden_weight = hidden_weight.const_data_ptr(),
+      .out = out.mutable_data_ptr(),
+      .residual = residual.mutable_data_ptr(),
+      .max_rows = int(R),
+      .hidden_size = int(H),
+      .vocab_size = int(V),
+      .eps = float(eps),
+      .norm_before_residual = norm_before_residual,
+  };
+  check_launch(kOp, launch_embed_norm_concat(params, dtype, current_stream(kOp, device)));
+}
+
+struct CudaOp {
+  char const* name;
+  void (*boxed)(StableIValue*, uint64_t, uint64_t);
+};
+
+// The one list of what this library implements.
+constexpr CudaOp kCudaOps[] = {
+    {"embed_norm_concat", TORCH_BOX(&embed_norm_concat)},
+};
+
+}  // namespace
+
+std::vector<std::string> cuda_ops() {
+  std::vector<std::string> names;
+  for (CudaOp const& op : kCudaOps) {
+    names.emplace_back(op.name);
+  }
+  return names;
+}
+
+}  // namespace p_eagle
+
+STABLE_TORCH_LIBRARY_IMPL(p_eagle, CUDA, m) {
+  for (p_eagle::CudaOp const& op : p_eagle::kCudaOps) {
+    m.impl(op.name, op.boxed);
+  }
+}

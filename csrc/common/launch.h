@@ -1,0 +1,59 @@
+// The one way to launch a kernel: named fields, and programmatic dependent launch wherever the GPU
+// has it, so every kernel must call wait_for_previous_kernel() before it touches anything but
+// weights.
+#pragma once
+
+#include <cuda_runtime.h>
+
+namespace p_eagle {
+
+// Every thread block must run this, also one that then finds nothing to do: a block that leaves
+// without it lets the next kernel start before the previous one has finished.
+__device__ inline void wait_for_previous_kernel() {
+#if __CUDA_ARCH__ >= 900
+  cudaGridDependencySynchronize();
+#endif
+}
+
+// Lets the next kernel's blocks be scheduled and load their weights.
+__device__ inline void let_next_kernel_start() {
+#if __CUDA_ARCH__ >= 900
+  cudaTriggerProgrammaticLaunchCompletion();
+#endif
+}
+
+struct LaunchPlan {
+  dim3 grid;
+  dim3 block;
+  size_t smem_bytes = 0;
+  cudaStream_t stream = nullptr;
+};
+
+template <class... KernelArgs, class... Args>
+cudaError_t launch(void (*kernel)(KernelArgs...), LaunchPlan const& plan, Args&&... args) {
+  int device = 0;
+  int compute_major = 0;
+  if (cudaError_t const status = cudaGetDevice(&device); status != cudaSuccess) {
+    return status;
+  }
+  if (cudaError_t const status = cudaDeviceGetAttribute(
+          &compute_major, cudaDevAttrComputeCapabilityMajor, device);
+      status != cudaSuccess) {
+    return status;
+  }
+
+  cudaLaunchAttribute overlap_with_previous{};
+  overlap_with_previous.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap_with_previous.val.programmaticStreamSerializationAllowed = 1;
+
+  cudaLaunchConfig_t config{};
+  config.gridDim = plan.grid;
+  config.blockDim = plan.block;
+  config.dynamicSmemBytes = plan.smem_bytes;
+  config.stream = plan.stream;
+  config.attrs = &overlap_with_previous;
+  config.numAttrs = compute_major >= 9 ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, static_cast<Args&&>(args)...);
+}
+
+}  // namespace p_eagle

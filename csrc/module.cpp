@@ -1,0 +1,32 @@
+// p_eagle_cuda._C: loads libp_eagle_ops.so, which registers the CUDA ops, and says how it was built.
+// torch must be imported first, because the library resolves its symbols in libtorch.so.
+
+#include <cuda_runtime_api.h>
+#include <cutlass/version.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+
+#include "build_info.h"
+
+namespace py = pybind11;
+
+namespace {
+
+std::string cuda_version() {
+  return std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
+}
+
+py::tuple cuda_archs() { return py::tuple(py::str(P_EAGLE_ARCHS).attr("split")(",")); }
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.attr("version") = P_EAGLE_VERSION;
+  m.attr("cuda_archs") = cuda_archs();
+  m.attr("cuda_version") = cuda_version();
+  m.attr("nvcc_version") = P_EAGLE_NVCC_VERSION;
+  m.attr("cutlass_version") = cutlass::getVersionString();
+  m.def("cuda_ops", &p_eagle::cuda_ops, "Names of the ops that this build implements for CUDA.");
+}

@@ -1,0 +1,10 @@
+"""The compiled module (csrc/module.cpp). Import torch first."""
+
+version: str
+cuda_archs: tuple[str, ...]
+cuda_version: str
+nvcc_version: str
+cutlass_version: str
+
+def cuda_ops() -> list[str]:
+    """Names of the ops that this build implements for CUDA."""
