@@ -18,6 +18,11 @@ std::string cuda_version() {
   return std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
 }
 
+std::string cutlass_version() {
+  std::string const minor = std::to_string(CUTLASS_MINOR);
+  return std::to_string(CUTLASS_MAJOR) + "." + minor + "." + std::to_string(CUTLASS_PATCH);
+}
+
 py::tuple cuda_archs() { return py::tuple(py::str(P_EAGLE_ARCHS).attr("split")(",")); }
 
 }  // namespace
@@ -27,6 +32,6 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda_archs") = cuda_archs();
   m.attr("cuda_version") = cuda_version();
   m.attr("nvcc_version") = P_EAGLE_NVCC_VERSION;
-  m.attr("cutlass_version") = cutlass::getVersionString();
+  m.attr("cutlass_version") = cutlass_version();
   m.def("cuda_ops", &p_eagle::cuda_ops, "Names of the ops that this build implements for CUDA.");
 }
