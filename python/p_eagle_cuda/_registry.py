@@ -1,0 +1,137 @@
+"""Registers one op three ways: its schema, its contract, and its CPU implementation.
+
+The CUDA implementation comes from the compiled library. Callers never ask which one runs: the
+device of the tensors decides, and what is not there raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+_LIBRARY = torch.library.Library("p_eagle", "DEF")
+_DEFINED: list[str] = []
+
+CUDA_DTYPES = (torch.bfloat16, torch.float16)
+CPU_DTYPES = (*CUDA_DTYPES, torch.float32, torch.float64)
+FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
+
+
+def define(schema: str, contract: Callable[..., None], cpu: Callable[..., None]) -> None:
+    """Define ``p_eagle::<schema>``, an op that writes to its ``(a!)`` arguments.
+
+    Args:
+        schema: In the dispatcher's syntax, returning ``()``.
+        contract: Raises ValueError on a bad argument; reads no data. Also the fake implementation.
+        cpu: Computes on CPU tensors that passed the contract.
+    """
+    name = schema.split("(", 1)[0]
+
+    def checked_cpu(*args: object) -> None:
+        contract(*args)
+        cpu(*args)
+
+    _LIBRARY.define(schema)
+    _LIBRARY.impl(name, checked_cpu, "CPU")
+    torch.library.register_fake(f"p_eagle::{name}", contract, lib=_LIBRARY)
+    _DEFINED.append(name)
+
+
+def load_library() -> None:
+    """Load the compiled library, which registers the CUDA implementations.
+
+    Raises:
+        ImportError: The package has not been built.
+    """
+    _compiled()
+    for name in set(_DEFINED) - set(_compiled().cuda_ops()):
+        _LIBRARY.impl(name, _without_kernel(name), "CUDA")
+
+
+def implementations() -> dict[str, dict[str, bool]]:
+    """Which implementations each op has: ``{name: {"cpu": bool, "cuda": bool}}``."""
+    in_library = set(_compiled().cuda_ops())
+    return {name: {"cpu": True, "cuda": name in in_library} for name in sorted(_DEFINED)}
+
+
+def _compiled() -> Any:  # noqa: ANN401 - a compiled module has no type
+    try:
+        from p_eagle_cuda import _C
+    except ImportError as error:
+        raise ImportError(
+            "p_eagle_cuda is not built: its compiled module does not load "
+            f"({error}); run `pip install .` in a clone of the project"
+        ) from error
+    return _C
+
+
+def _without_kernel(name: str) -> Callable[..., NoReturn]:
+    def refuse(*_: object) -> NoReturn:
+        raise RuntimeError(
+            f"p_eagle::{name} has no CUDA kernel in this build; `p-eagle-cuda info` lists those "
+            "that are there, and CPU tensors run the reference"
+        )
+
+    return refuse
+
+
+def check(condition: bool, message: str) -> None:
+    """Raise ValueError with `message` unless `condition` holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+def check_tensor(op: str, name: str, tensor: Tensor, dtype: torch.dtype, *shape: int) -> None:
+    """Raise unless `tensor` is contiguous with this dtype and shape. Mirrors csrc/checks.h."""
+    check(tensor.dtype == dtype, f"{op}: `{name}` must have dtype {dtype}, got {tensor.dtype}")
+    got = list(tensor.shape)
+    check(got == list(shape), f"{op}: `{name}` must have shape {list(shape)}, got {got}")
+    check(tensor.is_contiguous(), f"{op}: `{name}` must be contiguous")
+
+
+def check_matrix(op: str, name: str, tensor: Tensor) -> None:
+    """Raise unless `tensor` has two dimensions."""
+    check(tensor.ndim == 2, f"{op}: `{name}` must be 2-D, got shape {list(tensor.shape)}")
+
+
+def check_num_rows(op: str, tensor: Tensor) -> None:
+    """Raise unless `tensor` is a row count: ``[1]`` int32."""
+    check_tensor(op, "num_rows", tensor, torch.int32, 1)
+
+
+def check_working_dtype(op: str, name: str, tensor: Tensor) -> torch.dtype:
+    """The dtype of `tensor`, which must be one that its device computes in."""
+    dtypes = CPU_DTYPES if tensor.device.type == "cpu" else CUDA_DTYPES
+    allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+    check(
+        tensor.dtype in dtypes,
+        f"{op}: `{name}` must have one of the dtypes {allowed} on {tensor.device.type}, "
+        f"got {tensor.dtype}",
+    )
+    return tensor.dtype
+
+
+def check_cache(
+    op: str, k_cache: Tensor, v_cache: Tensor, k_scale: Tensor, v_scale: Tensor, dtype: torch.dtype
+) -> None:
+    """Raise unless these are a layer's paged cache for rows of `dtype`, with its scales."""
+    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
+        check(
+            cache.ndim == 4,
+            f"{op}: `{name}` must be [blocks, Nkv, block_size, D], got shape {list(cache.shape)}",
+        )
+        check(
+            cache.dtype == dtype or cache.dtype in FP8_DTYPES,
+            f"{op}: `{name}` must have dtype {dtype} or an FP8 one, got {cache.dtype}",
+        )
+        check(cache.stride(3) == 1, f"{op}: `{name}` must be contiguous in its last dimension")
+    check(
+        k_cache.shape == v_cache.shape and k_cache.dtype == v_cache.dtype,
+        f"{op}: `v_cache` must be like `k_cache`, {list(k_cache.shape)} {k_cache.dtype}, "
+        f"got {list(v_cache.shape)} {v_cache.dtype}",
+    )
+    check_tensor(op, "k_scale", k_scale, torch.float32, 1)
+    check_tensor(op, "v_scale", v_scale, torch.float32, 1)

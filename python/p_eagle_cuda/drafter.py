@@ -1,0 +1,256 @@
+"""The P-EAGLE drafter: K tokens for every request of a batch in one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from p_eagle_cuda import ops
+from p_eagle_cuda.config import DrafterConfig
+from p_eagle_cuda.kv_cache import allocate_cache
+from p_eagle_cuda.reference import LayerCache, PreparedInputs
+from p_eagle_cuda.weights import DrafterWeights, load_drafter_weights
+
+
+class Drafts(NamedTuple):
+    """What a pass drafts. Views of the drafter's buffers, valid until its next pass."""
+
+    token_ids: Tensor  # [B, K] int64, the most likely token of each position
+    top_ids: Tensor  # [B, K, k] int64, the k most likely, best first
+    top_logits: Tensor  # [B, K, k] float32
+    lse: Tensor  # [B, K] float32, log-sum-exp of all logits: log p = logit - lse
+
+
+class Drafter:
+    """A loaded drafter with its paged cache and its buffers, all allocated at construction.
+
+    The drafter keeps its own keys and values of every accepted token. It shares block tables and
+    positions with the target: the token at position p has its row at position p - 1, beside the
+    target's hidden state there.
+    """
+
+    def __init__(
+        self,
+        config: DrafterConfig,
+        weights: DrafterWeights,
+        *,
+        num_speculative_tokens: int,
+        max_requests: int,
+        max_target_rows: int,
+        num_blocks: int,
+        block_size: int = 16,
+        max_position: int | None = None,
+        top_k: int = 1,
+        cache_dtype: torch.dtype | None = None,
+        caches: Sequence[LayerCache] | None = None,
+    ) -> None:
+        """Allocate the buffers of a drafter.
+
+        Args:
+            config: The checkpoint's configuration.
+            weights: Its packed weights; their device and dtype are the drafter's.
+            num_speculative_tokens: K, drafted in each pass. May exceed the K of training; the
+                later positions are then rarely accepted.
+            max_requests: Most requests in one pass.
+            max_target_rows: Most target rows T in one pass: K + 1 a request when decoding, more
+                when prompts are read.
+            num_blocks: Blocks in the cache.
+            block_size: Positions in a block.
+            max_position: First position that is out of bounds; the rope table's length if None.
+            top_k: Candidates returned per position.
+            cache_dtype: Of the keys and values; the weights' dtype if None.
+            caches: One cache per layer to use instead of allocating them, as an engine does that
+                owns the memory; `num_blocks` and `cache_dtype` are then not used.
+
+        Raises:
+            ValueError: A size is out of range.
+        """
+        K, dtype, device = num_speculative_tokens, weights.fc.dtype, weights.fc.device
+        for name, value in (
+            ("num_speculative_tokens", K),
+            ("max_requests", max_requests),
+            ("max_target_rows", max_target_rows),
+        ):
+            if value < 1:
+                raise ValueError(f"Drafter: {name} must be at least 1, got {value}")
+        self.config, self.weights = config, weights
+        self.num_speculative_tokens = K
+        self.max_requests, self.max_target_rows = max_requests, max_target_rows
+        self.block_size, self.top_k = block_size, top_k
+        self.max_position = max_position or weights.rope.shape[0]
+        self.caches = list(caches) if caches is not None else allocate_cache(
+            config.num_layers, num_blocks, config.num_kv_heads, block_size, config.head_dim,
+            cache_dtype or dtype, device,
+        )  # fmt: skip
+
+        R, N = max_target_rows + max_requests * (K - 1), max_requests * K
+        H, D, Nq = config.hidden_size, config.head_dim, config.num_heads
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+
+        def new(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=device)
+
+        self._inputs = PreparedInputs(
+            token_ids=new(R, dtype=torch.int64),
+            positions=new(R, dtype=torch.int64),
+            slots=new(R, dtype=torch.int64),
+            source_row=new(R, dtype=torch.int32),
+            row_start=new(max_requests + 1, dtype=torch.int32),
+            seq_lens=new(max_requests, dtype=torch.int32),
+            sample_rows=new(N, dtype=torch.int32),
+        )
+        self._hidden, self._residual, self._concat = new(R, H), new(R, H), new(R, 2 * H)
+        self._q, self._attended = new(R, Nq, D), new(R, Nq * D)
+        self._activated = new(R, config.intermediate_size)
+        self._ids = new(N, top_k, dtype=torch.int64)
+        self._logits, self._lse = new(N, top_k, dtype=wide), new(N, dtype=wide)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        num_speculative_tokens: int,
+        max_requests: int,
+        max_target_rows: int,
+        num_blocks: int,
+        block_size: int = 16,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+        target_embedding: Tensor | None = None,
+        target_lm_head: Tensor | None = None,
+        max_position: int | None = None,
+        top_k: int = 1,
+        cache_dtype: torch.dtype | None = None,
+        progress: bool = True,
+    ) -> Drafter:
+        """Load a checkpoint folder; see `load_drafter_weights` and the constructor for the rest.
+
+        Args:
+            path: Folder with config.json and safetensors.
+            num_speculative_tokens: K.
+            max_requests: Most requests in one pass.
+            max_target_rows: Most target rows in one pass.
+            num_blocks: Blocks in the cache.
+            block_size: Positions in a block.
+            dtype: Working dtype; the checkpoint's if None.
+            device: Where the weights and buffers go.
+            target_embedding: ``[V, H]`` for checkpoints that share the target's table.
+            target_lm_head: ``[V, H]`` for checkpoints that share the target's head.
+            max_position: First position that is out of bounds; the config's if None.
+            top_k: Candidates returned per position.
+            cache_dtype: Of the keys and values; the working dtype if None.
+            progress: Show a progress bar for a large checkpoint.
+
+        Raises:
+            ConfigError: The configuration is missing, malformed or not supported.
+            CheckpointError: The tensors are not those that the configuration calls for.
+        """
+        config = DrafterConfig.from_pretrained(path)
+        weights = load_drafter_weights(
+            path, config, dtype=dtype, device=device, target_embedding=target_embedding,
+            target_lm_head=target_lm_head, max_position=max_position, progress=progress,
+        )  # fmt: skip
+        return cls(
+            config, weights, num_speculative_tokens=num_speculative_tokens,
+            max_requests=max_requests, max_target_rows=max_target_rows, num_blocks=num_blocks,
+            block_size=block_size, top_k=top_k, cache_dtype=cache_dtype,
+        )  # fmt: skip
+
+    def propose(
+        self,
+        target_tokens: Tensor,
+        target_positions: Tensor,
+        taps: Sequence[Tensor],
+        query_start: Tensor,
+        num_rejected: Tensor,
+        next_tokens: Tensor,
+        block_table: Tensor,
+    ) -> Drafts:
+        """Draft K tokens for every request, and store the keys and values of its valid rows.
+
+        Every valid target row must pass through here once, prompts included, in order: they are
+        the drafter's context. `ops.prepare_inputs` defines the row layout.
+
+        Args:
+            target_tokens: ``[T]`` int64, ids the target has just read, requests adjacent.
+            target_positions: ``[T]`` int64, their absolute positions.
+            taps: n tensors ``[T, Ht]`` in the working dtype, the tapped hidden states of the rows.
+            query_start: ``[B + 1]`` int32, first row of each request, then T.
+            num_rejected: ``[B]`` int32, rows at the end of each request that failed verification.
+            next_tokens: ``[B]`` int64, the token after each request's last valid row.
+            block_table: ``[B, max_blocks]`` int32.
+
+        Returns:
+            The drafts; row b is request b's.
+
+        Raises:
+            ValueError: More requests or rows than the drafter was built for, or a tensor of the
+                wrong shape or dtype.
+        """
+        config, w, K = self.config, self.weights, self.num_speculative_tokens
+        T, B = target_tokens.numel(), num_rejected.numel()
+        if B > self.max_requests or T > self.max_target_rows:
+            raise ValueError(
+                f"Drafter.propose: built for at most {self.max_requests} requests and "
+                f"{self.max_target_rows} target rows, got {B} and {T}"
+            )
+        if len(taps) != config.num_taps:
+            raise ValueError(
+                f"Drafter.propose: the checkpoint reads {config.num_taps} taps, got {len(taps)}"
+            )
+        R, eps = T + B * (K - 1), config.rms_norm_eps
+        inputs = ops.prepare_inputs(
+            target_tokens, target_positions, query_start, num_rejected, next_tokens, block_table,
+            K, config.mask_token_id, self.block_size, self.max_position, out=self._slice(B, R),
+        )  # fmt: skip
+        num_rows = inputs.row_start[B:]
+        hidden = ops.project_taps(
+            taps, inputs.source_row, num_rows, w.fc, w.input_norm, w.fc_norms, eps,
+            out=self._hidden[:R],
+        )  # fmt: skip
+        first = w.layers[0]
+        assert first.hidden_norm is not None, "layer 0 of a drafter norms the hidden state"
+        x, residual = ops.embed_norm_concat(
+            inputs.token_ids, inputs.source_row, num_rows, w.embedding, hidden, w.mask_hidden,
+            first.input_norm, first.hidden_norm, eps, config.norm_before_residual,
+            out=self._concat[:R], residual=self._residual[:R],
+        )  # fmt: skip
+        for i, (layer, cache) in enumerate(zip(w.layers, self.caches, strict=True)):
+            q = ops.qkv_rope_cache(
+                x if i == 0 else residual, None if i == 0 else layer.input_norm, layer.qkv,
+                layer.qkv_bias, layer.q_norm, layer.k_norm, w.rope, inputs.positions, inputs.slots,
+                num_rows, cache.k_scale, cache.v_scale, eps, cache.k, cache.v, q=self._q[:R],
+            )  # fmt: skip
+            attended = ops.paged_attention(
+                q, cache.k, cache.v, cache.k_scale, cache.v_scale, block_table, inputs.row_start,
+                inputs.seq_lens, inputs.positions, config.head_dim**-0.5, out=self._attended[:R],
+            )  # fmt: skip
+            ops.linear_residual(attended, layer.o, layer.o_bias, num_rows, residual)
+            activated = ops.norm_swiglu(
+                residual, layer.post_norm, layer.gate_up, eps, num_rows, out=self._activated[:R]
+            )
+            ops.linear_residual(activated, layer.down, None, num_rows, residual)
+        ids, logits, lse = ops.lm_head_topk(
+            residual, inputs.sample_rows, w.norm, w.lm_head, w.draft_to_target, self.top_k, eps,
+            out=(self._ids[: B * K], self._logits[: B * K], self._lse[: B * K]),
+        )  # fmt: skip
+        shape = (B, K, self.top_k)
+        return Drafts(ids.view(shape)[..., 0], ids.view(shape), logits.view(shape), lse.view(B, K))
+
+    def _slice(self, num_requests: int, num_rows: int) -> PreparedInputs:
+        """The input buffers, cut to a pass of this size."""
+        i, B, R = self._inputs, num_requests, num_rows
+        return PreparedInputs(
+            token_ids=i.token_ids[:R],
+            positions=i.positions[:R],
+            slots=i.slots[:R],
+            source_row=i.source_row[:R],
+            row_start=i.row_start[: B + 1],
+            seq_lens=i.seq_lens[:B],
+            sample_rows=i.sample_rows[: B * self.num_speculative_tokens],
+        )

@@ -1,0 +1,271 @@
+"""The linear parts of a decoder layer, each with what precedes and follows it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from p_eagle_cuda import reference
+from p_eagle_cuda._registry import (
+    check,
+    check_cache,
+    check_matrix,
+    check_num_rows,
+    check_tensor,
+    check_working_dtype,
+    define,
+)
+
+
+def _check_qkv_rope_cache(
+    x: Tensor,
+    norm_weight: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    rope: Tensor,
+    positions: Tensor,
+    slots: Tensor,
+    num_rows: Tensor,
+    k_scale: Tensor,
+    v_scale: Tensor,
+    eps: float,
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+) -> None:
+    op = "qkv_rope_cache"
+    check_matrix(op, "x", x)
+    dtype = check_working_dtype(op, "x", x)
+    check(q.ndim == 3, f"{op}: `q` must be [R, Nq, D], got {q.ndim}-D")
+    check(k_cache.ndim == 4, f"{op}: `k_cache` must be [blocks, Nkv, block, D], got {k_cache.ndim}-D")
+    (R, Hin), (_, Nq, D), Nkv = x.shape, q.shape, k_cache.shape[1]
+    heads = Nq + 2 * Nkv
+    check_tensor(op, "x", x, dtype, R, Hin)
+    if norm_weight is not None:
+        check_tensor(op, "norm_weight", norm_weight, dtype, Hin)
+    check_tensor(op, "weight", weight, dtype, heads * D, Hin)
+    if bias is not None:
+        check_tensor(op, "bias", bias, dtype, heads * D)
+    check(
+        (q_norm is None) == (k_norm is None),
+        f"{op}: `q_norm` and `k_norm` must both be given or both be None",
+    )
+    if q_norm is not None and k_norm is not None:
+        check_tensor(op, "q_norm", q_norm, dtype, D)
+        check_tensor(op, "k_norm", k_norm, dtype, D)
+    check_matrix(op, "rope", rope)
+    check_tensor(op, "rope", rope, torch.float32, rope.shape[0], D)
+    check_tensor(op, "positions", positions, torch.int64, R)
+    check_tensor(op, "slots", slots, torch.int64, R)
+    check_num_rows(op, num_rows)
+    check_tensor(op, "q", q, dtype, R, Nq, D)
+    check_cache(op, k_cache, v_cache, k_scale, v_scale, dtype)
+    check(k_cache.shape[3] == D, f"{op}: `k_cache` must have head size {D}, got {k_cache.shape[3]}")
+
+
+def _qkv_rope_cache_cpu(
+    x: Tensor,
+    norm_weight: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    rope: Tensor,
+    positions: Tensor,
+    slots: Tensor,
+    num_rows: Tensor,
+    k_scale: Tensor,
+    v_scale: Tensor,
+    eps: float,
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+) -> None:
+    n = int(num_rows)
+    q[:n], k, v = reference.qkv_rope(
+        x[:n], norm_weight, weight, bias, q_norm, k_norm, rope, positions[:n], k_cache.shape[1], eps
+    )
+    reference.write_cache(k, slots[:n], k_cache, k_scale)
+    reference.write_cache(v, slots[:n], v_cache, v_scale)
+
+
+define(
+    "qkv_rope_cache(Tensor x, Tensor? norm_weight, Tensor weight, Tensor? bias, Tensor? q_norm, "
+    "Tensor? k_norm, Tensor rope, Tensor positions, Tensor slots, Tensor num_rows, "
+    "Tensor k_scale, Tensor v_scale, float eps, Tensor(a!) q, Tensor(b!) k_cache, "
+    "Tensor(c!) v_cache) -> ()",
+    contract=_check_qkv_rope_cache,
+    cpu=_qkv_rope_cache_cpu,
+)
+
+
+def qkv_rope_cache(
+    x: Tensor,
+    norm_weight: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    rope: Tensor,
+    positions: Tensor,
+    slots: Tensor,
+    num_rows: Tensor,
+    k_scale: Tensor,
+    v_scale: Tensor,
+    eps: float,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    q: Tensor | None = None,
+) -> Tensor:
+    """Project to query, key and value, rotate, and store key and value in the paged cache.
+
+    Args:
+        x: ``[R, Hin]``; Hin is 2H in the first layer.
+        norm_weight: ``[Hin]`` RMSNorm applied to x first, or None if x is normed.
+        weight: ``[(Nq + 2 Nkv) * D, Hin]``, rows of q, then k, then v.
+        bias: ``[(Nq + 2 Nkv) * D]`` or None.
+        q_norm: ``[D]`` RMSNorm of each query head, or None. Given together with `k_norm`.
+        k_norm: ``[D]`` RMSNorm of each key head, or None.
+        rope: ``[P, D]`` float32 from `p_eagle_cuda.rope.rope_table`.
+        positions: ``[R]`` int64; past P the last row of `rope` is taken.
+        slots: ``[R]`` int64, ``block * block_size + offset``; -1 stores nothing.
+        num_rows: ``[1]`` int32.
+        k_scale: ``[1]`` float32; an FP8 cache stores ``key / k_scale``. Not used for others.
+        v_scale: ``[1]`` float32, the same for values.
+        eps: Added to the mean square of the norms.
+        k_cache: ``[blocks, Nkv, block_size, D]``, any strides with a contiguous last dimension;
+            written. Working dtype, float8_e4m3fn or float8_e5m2.
+        v_cache: Like `k_cache`; the two may be halves of one tensor.
+        q: ``[R, Nq, D]``, written.
+
+    Returns:
+        `q`.
+
+    Numerics:
+        Products accumulate in float32 or wider; norms and rotation are float32. FP8 values
+        saturate at the largest finite one.
+    """
+    if q is None:
+        D = rope.shape[-1]
+        q = x.new_empty(x.shape[0], weight.shape[0] // D - 2 * k_cache.shape[1], D)
+    torch.ops.p_eagle.qkv_rope_cache(
+        x, norm_weight, weight, bias, q_norm, k_norm, rope, positions, slots, num_rows,
+        k_scale, v_scale, eps, q, k_cache, v_cache,
+    )  # fmt: skip
+    return q
+
+
+def _check_linear_residual(
+    x: Tensor, weight: Tensor, bias: Tensor | None, num_rows: Tensor, residual: Tensor
+) -> None:
+    op = "linear_residual"
+    check_matrix(op, "x", x)
+    check_matrix(op, "weight", weight)
+    dtype = check_working_dtype(op, "x", x)
+    (R, Hin), H = x.shape, weight.shape[0]
+    check_tensor(op, "x", x, dtype, R, Hin)
+    check_tensor(op, "weight", weight, dtype, H, Hin)
+    if bias is not None:
+        check_tensor(op, "bias", bias, dtype, H)
+    check_num_rows(op, num_rows)
+    check_tensor(op, "residual", residual, dtype, R, H)
+
+
+def _linear_residual_cpu(
+    x: Tensor, weight: Tensor, bias: Tensor | None, num_rows: Tensor, residual: Tensor
+) -> None:
+    n = int(num_rows)
+    residual[:n] = reference.linear_residual(x[:n], weight, bias, residual[:n])
+
+
+define(
+    "linear_residual(Tensor x, Tensor weight, Tensor? bias, Tensor num_rows, "
+    "Tensor(a!) residual) -> ()",
+    contract=_check_linear_residual,
+    cpu=_linear_residual_cpu,
+)
+
+
+def linear_residual(
+    x: Tensor, weight: Tensor, bias: Tensor | None, num_rows: Tensor, residual: Tensor
+) -> Tensor:
+    """Add a projection to the residual stream: ``residual += x @ weight.T + bias``.
+
+    Args:
+        x: ``[R, Hin]``.
+        weight: ``[H, Hin]``.
+        bias: ``[H]`` or None.
+        num_rows: ``[1]`` int32.
+        residual: ``[R, H]``, read and written.
+
+    Returns:
+        `residual`.
+
+    Numerics:
+        Products accumulate in float32 or wider; at most two roundings per element.
+    """
+    torch.ops.p_eagle.linear_residual(x, weight, bias, num_rows, residual)
+    return residual
+
+
+def _check_norm_swiglu(
+    x: Tensor, norm_weight: Tensor, gate_up: Tensor, eps: float, num_rows: Tensor, out: Tensor
+) -> None:
+    op = "norm_swiglu"
+    check_matrix(op, "x", x)
+    check_matrix(op, "gate_up", gate_up)
+    dtype = check_working_dtype(op, "x", x)
+    (R, H), rows = x.shape, gate_up.shape[0]
+    check(rows % 2 == 0, f"{op}: `gate_up` must have an even number of rows, got {rows}")
+    check_tensor(op, "x", x, dtype, R, H)
+    check_tensor(op, "norm_weight", norm_weight, dtype, H)
+    check_tensor(op, "gate_up", gate_up, dtype, rows, H)
+    check_num_rows(op, num_rows)
+    check_tensor(op, "out", out, dtype, R, rows // 2)
+
+
+def _norm_swiglu_cpu(
+    x: Tensor, norm_weight: Tensor, gate_up: Tensor, eps: float, num_rows: Tensor, out: Tensor
+) -> None:
+    n = int(num_rows)
+    out[:n] = reference.norm_swiglu(x[:n], norm_weight, gate_up, eps)
+
+
+define(
+    "norm_swiglu(Tensor x, Tensor norm_weight, Tensor gate_up, float eps, Tensor num_rows, "
+    "Tensor(a!) out) -> ()",
+    contract=_check_norm_swiglu,
+    cpu=_norm_swiglu_cpu,
+)
+
+
+def norm_swiglu(
+    x: Tensor,
+    norm_weight: Tensor,
+    gate_up: Tensor,
+    eps: float,
+    num_rows: Tensor,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Norm, project to gate and up, and gate: ``out = silu(gate) * up``.
+
+    Args:
+        x: ``[R, H]``, the residual stream.
+        norm_weight: ``[H]``, ``post_attention_layernorm``.
+        gate_up: ``[2I, H]``, the gate's rows, then the up projection's.
+        eps: Added to the mean square.
+        num_rows: ``[1]`` int32.
+        out: ``[R, I]``, written.
+
+    Returns:
+        `out`.
+
+    Numerics:
+        Products accumulate in float32 or wider; the norm and SiLU are float32.
+    """
+    if out is None:
+        out = x.new_empty(x.shape[0], gate_up.shape[0] // 2)
+    torch.ops.p_eagle.norm_swiglu(x, norm_weight, gate_up, eps, num_rows, out)
+    return out
