@@ -1,0 +1,212 @@
+"""The command line: `p-eagle-cuda generate` and `p-eagle-cuda info`.
+
+A user's error is one line on standard error and exit code 2; an output that differs from that of
+the target alone is exit code 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import torch
+from tqdm import tqdm
+
+import p_eagle_cuda
+from p_eagle_cuda import ops
+from p_eagle_cuda.bundled import bundled_drafter, bundled_target
+from p_eagle_cuda.errors import PEagleError, PromptError
+from p_eagle_cuda.generation import Generator, Report
+from p_eagle_cuda.text import TextStream, read_prompts
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse prints the usage before an error; one line is enough."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except PEagleError as error:
+        print(f"p-eagle-cuda: error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of our output has left
+        sys.stderr.close()
+        return 1
+    except KeyboardInterrupt:
+        print("\np-eagle-cuda: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="p-eagle-cuda", description=p_eagle_cuda.__doc__)
+    parser.add_argument(
+        "--version", action="version", version=f"p_eagle_cuda {p_eagle_cuda.__version__}"
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    generate = commands.add_parser(
+        "generate",
+        help="continue a prompt with and without speculation, and compare",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    generate.set_defaults(run=_generate)
+    generate.add_argument("prompt", nargs="?", help="text to continue")
+    generate.add_argument(
+        "--prompts", metavar="FILE", help='JSON Lines of {"prompt": "..."}, run as a batch'
+    )
+    generate.add_argument("--target", help="model folder (bundled pair's target if not given)")
+    generate.add_argument("--drafter", help="drafter folder (bundled pair's drafter if not given)")
+    generate.add_argument("--k", type=int, default=5, help="tokens drafted in each step")
+    generate.add_argument("--max-tokens", type=int, default=200, help="most new tokens per prompt")
+    generate.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+    generate.add_argument("--seed", type=int, default=0, help="of the random numbers")
+    generate.add_argument("--batch-size", type=int, default=8, help="prompts in flight at a time")
+    generate.add_argument("--dtype", choices=_DTYPES, default="float32", help="working dtype")
+    generate.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of both models")
+    generate.add_argument("--json", action="store_true", help="print one JSON object, no text")
+
+    info = commands.add_parser("info", help="versions, device, architectures, implementations")
+    info.set_defaults(run=_info)
+    info.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _generate(options: argparse.Namespace) -> int:
+    texts = _prompts(options)
+    for name, value in (("max-tokens", options.max_tokens), ("batch-size", options.batch_size)):
+        if value < 1:
+            raise PromptError(f"--{name} must be at least 1, got {value}")
+    if not 0 <= options.temperature < float("inf"):
+        raise PromptError(f"--temperature must be 0 or above, got {options.temperature}")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise PromptError("--device cuda: this PyTorch sees no CUDA device")
+    if (options.target is None) != (options.drafter is None):
+        raise PromptError("--target and --drafter go together: a drafter is trained for one target")
+    generator = Generator(
+        options.target or bundled_target(),
+        options.drafter or bundled_drafter(),
+        num_speculative_tokens=options.k,
+        dtype=_DTYPES[options.dtype],
+        device=options.device,
+    )
+    trained = generator.drafter_config.num_speculative_tokens
+    if trained is not None and options.k > trained:
+        print(
+            f"p-eagle-cuda: note: the drafter was trained for {trained} tokens a step, positions "
+            f"past that are rarely accepted",
+            file=sys.stderr,
+        )
+    prompts = generator.encode(texts, options.max_tokens)
+    sampling = {
+        "temperature": options.temperature,
+        "seed": options.seed,
+        "batch_size": options.batch_size,
+    }
+    if options.prompts is None and not options.json:
+        report = _run_streaming(generator, texts[0], prompts, options.max_tokens, sampling)
+    else:
+        with tqdm(total=2 * len(prompts), unit="prompt", disable=len(prompts) == 1) as bar:
+            report = generator.run(
+                prompts, options.max_tokens, on_finish=lambda _: bar.update(), **sampling
+            )
+    if options.json:
+        print(json.dumps(report.as_json()))
+    else:
+        _print_report(report, options.k, options.temperature)
+    return 0 if report.lossless else 1
+
+
+def _prompts(options: argparse.Namespace) -> list[str]:
+    if (options.prompt is None) == (options.prompts is None):
+        raise PromptError("expected a prompt or --prompts FILE, and not both")
+    if options.prompts is not None:
+        return read_prompts(options.prompts)
+    try:
+        options.prompt.encode()
+    except UnicodeEncodeError as error:  # bytes of the command line that are not UTF-8
+        raise PromptError(f"the prompt is not UTF-8 (character {error.start})") from None
+    return [options.prompt]
+
+
+def _run_streaming(
+    generator: Generator,
+    text: str,
+    prompts: list[list[int]],
+    max_tokens: int,
+    sampling: dict[str, Any],
+) -> Report:
+    stream = TextStream(generator.tokenizer)
+    print(text, end="", flush=True)
+    report = generator.run(
+        prompts,
+        max_tokens,
+        on_tokens=lambda _, tokens: print(stream.add(tokens), end="", flush=True),
+        **sampling,
+    )
+    print(stream.finish() + "\n")
+    return report
+
+
+def _print_report(report: Report, k: int, temperature: float) -> None:
+    overall, early = report.acceptance, report.acceptance_not_looping
+    tokens = sum(map(len, report.outputs))
+    if overall.length is None:
+        print("acceptance length  no draft was verified")
+    else:
+        looping = ""
+        if early.length is not None and early.steps < overall.steps:
+            looping = f" ({early.length:.2f} before the text loops)"
+        positions = " ".join(f"{share:.2f}" for share in overall.per_position)
+        print(f"acceptance length  {overall.length:.2f} tokens per step at K = {k}{looping}")
+        print(f"per position       {positions}")
+    print(f"target steps       {report.target_steps} for {tokens} tokens")
+    print(
+        f"tokens per second  {report.tokens_per_s:.1f} with speculation, "
+        f"{report.tokens_per_s_plain:.1f} without"
+    )
+    plain = "greedy decoding" if temperature == 0 else "sampling with the same seed"
+    if report.first_difference is None:
+        print(f"lossless           yes, equal to plain {plain} token for token")
+    else:
+        prompt, token = report.first_difference
+        print(f"lossless           NO, prompt {prompt} differs from plain {plain} at token {token}")
+
+
+def _info(options: argparse.Namespace) -> int:
+    from p_eagle_cuda import _C
+
+    has_cuda = torch.cuda.is_available()
+    information = {
+        "version": p_eagle_cuda.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if has_cuda else "cpu",
+        "architectures": list(_C.cuda_archs),
+        "cuda": _C.cuda_version,
+        "cutlass": _C.cutlass_version,
+        "ops": ops.implementations(),
+        "bundled": {"target": str(bundled_target()), "drafter": str(bundled_drafter())},
+    }
+    if options.json:
+        print(json.dumps(information))
+        return 0
+    for name in ("version", "python", "torch", "device", "cuda", "cutlass"):
+        print(f"{name:14} {information[name]}")
+    print(f"{'architectures':14} {', '.join(_C.cuda_archs)}")
+    print(f"\n{'op':20} cpu  cuda")
+    for name, has in ops.implementations().items():
+        print(f"{name:20} {'yes' if has['cpu'] else 'no':4} {'yes' if has['cuda'] else 'no'}")
+    print(f"\nbundled target   {bundled_target()}\nbundled drafter  {bundled_drafter()}")
+    return 0

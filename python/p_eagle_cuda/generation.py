@@ -1,0 +1,211 @@
+"""What `p-eagle-cuda generate` does: continue prompts twice, with and without speculation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from p_eagle_cuda.config import DrafterConfig
+from p_eagle_cuda.drafter import Drafter
+from p_eagle_cuda.engine import Completion, SpeculativeEngine, max_target_rows, num_blocks
+from p_eagle_cuda.errors import ConfigError, PromptError
+from p_eagle_cuda.statistics import Acceptance, acceptance, before_loop
+from p_eagle_cuda.target import Target, TargetConfig
+from p_eagle_cuda.text import encode_prompt, load_tokenizer
+from p_eagle_cuda.weights import load_drafter_weights
+
+MAX_SPECULATIVE_TOKENS = 32  # mask rows past that only cost: no published drafter reaches 20
+BLOCK_SIZE = 16
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run measured. Times are wall-clock seconds on this machine, model loading excluded.
+
+    Attributes:
+        acceptance: Over all verification steps.
+        acceptance_not_looping: Over those before each text began to loop, see
+            `statistics.loop_start`; a weak target that repeats itself is easy to draft for.
+        target_steps: Target passes that emitted tokens, summed over the prompts. Plain decoding
+            takes one for each token.
+        outputs: New tokens of each prompt.
+        texts: The same as text.
+        lossless: Whether every output equals that of the target alone, token for token.
+        first_difference: (prompt, token) where it does not, or None.
+        tokens_per_s: New tokens per second with the drafter.
+        tokens_per_s_plain: The same without.
+    """
+
+    acceptance: Acceptance
+    acceptance_not_looping: Acceptance
+    target_steps: int
+    outputs: list[list[int]]
+    texts: list[str]
+    lossless: bool
+    first_difference: tuple[int, int] | None
+    tokens_per_s: float
+    tokens_per_s_plain: float
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as one flat JSON object."""
+        values = asdict(self)
+        overall, early = values.pop("acceptance"), values.pop("acceptance_not_looping")
+        return {
+            "acceptance_length": overall["length"],
+            "per_position": overall["per_position"],
+            "acceptance_length_not_looping": early["length"],
+            "per_position_not_looping": early["per_position"],
+            **values,
+        }
+
+
+class Generator:
+    """A target, a drafter and a tokenizer, checked to fit each other."""
+
+    def __init__(
+        self,
+        target: str | Path,
+        drafter: str | Path,
+        *,
+        num_speculative_tokens: int,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+    ) -> None:
+        """Load both models.
+
+        Args:
+            target: Folder of a Hugging Face Llama-type model with tokenizer.json.
+            drafter: Folder of a P-EAGLE drafter for it.
+            num_speculative_tokens: K, 1 to 32.
+            dtype: Working dtype of both.
+            device: Of both.
+
+        Raises:
+            PEagleError: Something is missing, malformed, not supported, or does not fit.
+        """
+        K = num_speculative_tokens
+        if not 1 <= K <= MAX_SPECULATIVE_TOKENS:
+            raise ConfigError(f"k must be 1 to {MAX_SPECULATIVE_TOKENS}, got {K}")
+        target_config = TargetConfig.from_pretrained(target)
+        self.drafter_config = DrafterConfig.from_pretrained(drafter)
+        _check_pair(target_config, self.drafter_config)
+        self.tokenizer: Tokenizer = load_tokenizer(target)
+        self.target = Target.from_pretrained(
+            target, tap_layer_ids=self.drafter_config.taps(target_config.num_layers), dtype=dtype,
+            device=device,
+        )  # fmt: skip
+        # Rows of drafts that the target could not place are drafted nonetheless, hence 2 K more.
+        self._drafter_weights = load_drafter_weights(
+            drafter, self.drafter_config, dtype=dtype, device=device,
+            target_embedding=self.target.embedding, target_lm_head=self.target.lm_head,
+            max_position=target_config.max_position_embeddings + 2 * K,
+        )  # fmt: skip
+        self.num_speculative_tokens = K
+
+    def encode(self, prompts: Sequence[str], max_tokens: int) -> list[list[int]]:
+        """Token ids of each prompt.
+
+        Raises:
+            PromptError: A prompt is too long for the context together with `max_tokens`.
+        """
+        context = self.target.config.max_position_embeddings
+        ids = [encode_prompt(self.tokenizer, p, self.target.config.bos_token_id) for p in prompts]
+        for i, prompt in enumerate(ids):
+            if len(prompt) + max_tokens > context:
+                raise PromptError(
+                    f"prompt {i} has {len(prompt)} tokens; with {max_tokens} new ones that exceeds "
+                    f"the target's context of {context}"
+                )
+        return ids
+
+    def run(
+        self,
+        prompts: Sequence[list[int]],
+        max_tokens: int,
+        *,
+        temperature: float = 0.0,
+        seed: int = 0,
+        batch_size: int = 8,
+        on_tokens: Callable[[int, list[int]], None] | None = None,
+        on_finish: Callable[[int], None] | None = None,
+    ) -> Report:
+        """Continue every prompt with the drafter, then without, and compare.
+
+        Args:
+            prompts: Token ids of each, from `encode`.
+            max_tokens: Most new tokens of each.
+            temperature: 0 for greedy decoding.
+            seed: Of the random numbers.
+            batch_size: Requests in flight.
+            on_tokens: Called with a prompt's index and new tokens, in the run with the drafter.
+            on_finish: Called when a request ends, in both runs.
+        """
+        lanes = min(batch_size, len(prompts))
+        length = max(map(len, prompts)) + max_tokens
+        stop = self.target.config.eos_token_ids
+
+        def timed(
+            engine: SpeculativeEngine, on_tokens: Callable[[int, list[int]], None] | None
+        ) -> tuple[list[Completion], float]:
+            start = time.perf_counter()
+            completions = engine.generate(
+                prompts, max_tokens, temperature=temperature, seed=seed, stop=stop,
+                on_tokens=on_tokens, on_finish=on_finish,
+            )  # fmt: skip
+            tokens = sum(len(c.token_ids) for c in completions)
+            return completions, tokens / (time.perf_counter() - start)
+
+        K = self.num_speculative_tokens
+        drafter = Drafter(
+            self.drafter_config, self._drafter_weights, num_speculative_tokens=K,
+            max_requests=lanes, max_target_rows=max_target_rows(lanes, K),
+            num_blocks=num_blocks(lanes, length, K, BLOCK_SIZE), block_size=BLOCK_SIZE,
+        )  # fmt: skip
+        sizes = {"max_requests": lanes, "max_length": length, "block_size": BLOCK_SIZE}
+        drafted, speed = timed(SpeculativeEngine(self.target, drafter, **sizes), on_tokens)
+        plain, plain_speed = timed(SpeculativeEngine(self.target, None, **sizes), None)
+
+        outputs = [c.token_ids for c in drafted]
+        difference = _first_difference(outputs, [c.token_ids for c in plain])
+        return Report(
+            acceptance=acceptance((s for c in drafted for s in c.steps), K),
+            acceptance_not_looping=acceptance(
+                (s for c in drafted for s in before_loop(c.token_ids, c.steps)), K
+            ),
+            target_steps=sum(len(c.steps) for c in drafted),
+            outputs=outputs,
+            texts=[self.tokenizer.decode(ids) for ids in outputs],
+            lossless=difference is None,
+            first_difference=difference,
+            tokens_per_s=speed,
+            tokens_per_s_plain=plain_speed,
+        )
+
+
+def _check_pair(target: TargetConfig, drafter: DrafterConfig) -> None:
+    if drafter.target_hidden_size != target.hidden_size:
+        raise ConfigError(
+            f"the drafter reads hidden states of width {drafter.target_hidden_size}, the target's "
+            f"are {target.hidden_size} wide"
+        )
+    if drafter.vocab_size < target.vocab_size:
+        raise ConfigError(
+            f"the drafter knows {drafter.vocab_size} tokens, the target {target.vocab_size}"
+        )
+    drafter.taps(target.num_layers)
+
+
+def _first_difference(
+    outputs: Sequence[Sequence[int]], expected: Sequence[Sequence[int]]
+) -> tuple[int, int] | None:
+    for i, (a, b) in enumerate(zip(outputs, expected, strict=True)):
+        if list(a) != list(b):
+            same = next((j for j, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
+            return i, min(len(a), len(b)) if same is None else same
+    return None
