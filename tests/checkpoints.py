@@ -23,7 +23,6 @@ DRAFTER = {
     "num_key_value_heads": 1,
     "head_dim": 64,
     "vocab_size": 50,
-    "draft_vocab_size": 50,
     "rms_norm_eps": 1e-5,
     "rope_theta": 10000.0,
     "max_position_embeddings": 256,
@@ -51,12 +50,12 @@ TARGET = {
 }
 
 
-def drafter_config(**overrides: Any) -> dict[str, Any]:
+def drafter_config(**overrides: object) -> dict[str, Any]:
     """A flat configuration; an override of None removes the field."""
     return _merged(DRAFTER, overrides)
 
 
-def target_config(**overrides: Any) -> dict[str, Any]:
+def target_config(**overrides: object) -> dict[str, Any]:
     """A Llama configuration; an override of None removes the field."""
     return _merged(TARGET, overrides)
 
@@ -115,7 +114,7 @@ def target_tensors(config: Mapping[str, Any], seed: int = 1) -> dict[str, Tensor
 
 
 def write_drafter(
-    path: Path, *, dtype: torch.dtype = torch.float32, seed: int = 0, **overrides: Any
+    path: Path, *, dtype: torch.dtype = torch.float32, seed: int = 0, **overrides: object
 ) -> dict[str, Tensor]:
     """Write a flat drafter checkpoint into the folder `path`; return its tensors."""
     config = drafter_config(**overrides)
@@ -123,7 +122,7 @@ def write_drafter(
 
 
 def write_target(
-    path: Path, *, dtype: torch.dtype = torch.float32, seed: int = 1, **overrides: Any
+    path: Path, *, dtype: torch.dtype = torch.float32, seed: int = 1, **overrides: object
 ) -> dict[str, Tensor]:
     """Write a target checkpoint into the folder `path`; return its tensors."""
     config = target_config(**overrides)
@@ -145,6 +144,118 @@ def write_checkpoint(
     (path / "config.json").write_text(json.dumps(dict(config), indent=2), encoding="utf-8")
     save_file(stored, path / "model.safetensors", metadata={"format": "pt"})
     return stored
+
+
+# Fields that the nested formats keep in `transformer_layer_config`.
+_LAYER_FIELDS = (
+    "model_type",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "rms_norm_eps",
+    "rope_theta",
+    "rope_scaling",
+    "max_position_embeddings",
+    "hidden_act",
+    "attention_bias",
+    "tie_word_embeddings",
+)
+
+
+def in_format(
+    name: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A flat drafter's configuration and tensors, rewritten as a format of `FORMATS`."""
+    return FORMATS[name](dict(config), dict(tensors))
+
+
+def _vllm(
+    config: dict[str, Any], tensors: dict[str, Tensor]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """As AWS, with vLLM's names of the architecture and of the first layer."""
+    config["architectures"] = ["PEagleDraftModel"]
+    config["pard_token"] = config.pop("ptd_token_id")
+    config["eagle_config"] = {
+        "eagle_aux_hidden_state_layer_ids": config.pop("eagle_aux_hidden_state_layer_ids"),
+        "norm_before_fc": config.pop("norm_before_fc", False),
+    }
+    return config, {_first_layer_numbered(name): tensor for name, tensor in tensors.items()}
+
+
+def _nested(
+    config: dict[str, Any], tensors: dict[str, Tensor]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The training format of AWS."""
+    layer = {name: config.pop(name) for name in _LAYER_FIELDS if name in config}
+    outer = {**config, "transformer_layer_config": layer, "para_depths": 8}
+    return outer, {_first_layer_numbered(name): tensor for name, tensor in tensors.items()}
+
+
+def _speculators(
+    config: dict[str, Any], tensors: dict[str, Tensor]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """As vLLM speculators writes it with transformers 5."""
+    mask_token_id = config.pop("ptd_token_id")
+    qk_norm = "PeagleQwen3ForCausalLM" in config["architectures"]
+    outer, tensors = _nested(config, tensors)
+    del outer["para_depths"]
+    layer = outer["transformer_layer_config"]
+    layer["model_type"] = "qwen3" if qk_norm else "llama"
+    layer["rope_parameters"] = {
+        "rope_type": "default",
+        **layer.pop("rope_scaling", {}),
+        "rope_theta": layer.pop("rope_theta"),
+    }
+    outer |= {
+        "architectures": ["PEagleDraftModel"],
+        "speculators_model_type": "peagle",
+        "mask_token_id": mask_token_id,
+        "speculators_config": {
+            "algorithm": "peagle",
+            "proposal_methods": [{"proposal_type": "greedy", "speculative_tokens": 8}],
+            "verifier": {"name_or_path": "target"},
+        },
+    }
+    return outer, tensors
+
+
+def _automodel(
+    config: dict[str, Any], tensors: dict[str, Tensor]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """As NeMo Automodel: most names behind `model.`, a config grown from a Qwen3 target's."""
+    config |= {
+        "architectures": ["LlamaEagle3DraftModel"],
+        "model_type": "qwen3",
+        "mask_token_id": config.pop("ptd_token_id"),
+        "num_depths": 8,
+        "parallel_drafting": True,
+        "use_sliding_window": False,
+        "sliding_window": 4096,
+        "layer_types": ["full_attention"] * config["num_hidden_layers"],
+    }
+    config.pop("eagle_aux_hidden_state_layer_ids")
+    outside = ("lm_head.weight", "mask_hidden", "d2t", "t2d")
+    return config, {
+        name if name in outside else f"model.{_first_layer_numbered(name)}": tensor
+        for name, tensor in tensors.items()
+    }
+
+
+FORMATS = {
+    "aws": lambda config, tensors: (config, tensors),
+    "vllm": _vllm,
+    "nested": _nested,
+    "speculators": _speculators,
+    "automodel": _automodel,
+}
+
+
+def _first_layer_numbered(name: str) -> str:
+    return name.replace("midlayer.", "layers.0.")
 
 
 def _layer(
@@ -184,5 +295,5 @@ def _norm(size: int, generator: torch.Generator) -> Tensor:
     return 1 + 0.1 * torch.randn(size, generator=generator)
 
 
-def _merged(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+def _merged(base: Mapping[str, Any], overrides: Mapping[str, object]) -> dict[str, Any]:
     return {name: v for name, v in {**base, **overrides}.items() if v is not None}

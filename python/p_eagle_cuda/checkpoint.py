@@ -177,8 +177,8 @@ class Checkpoint:
         if extra:
             others = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
             raise extra[0].error(
-                f"{list(extra[0].shape)}{others}: expected none, the configuration has no place "
-                "for it"
+                f"of shape {list(extra[0].shape)}{others} found, expected only what the "
+                "configuration calls for"
             )
 
     def _entry(self, name: str, shape: Sequence[int] | None = None) -> _Entry:
@@ -258,7 +258,9 @@ def _open_file(file: Path) -> Any:  # noqa: ANN401, safetensors has no type for 
     """Map a file and read its header."""
     try:
         return safe_open(file, framework="pt", device="cpu")
-    except (SafetensorError, OSError) as reason:
+    except OSError as reason:
+        raise CheckpointError(f"{file}: cannot be read ({reason})") from None
+    except SafetensorError as reason:
         expected, found = _expected_bytes(file), file.stat().st_size
         if expected is not None and found != expected:
             raise CheckpointError(
@@ -281,8 +283,9 @@ def _expected_bytes(file: Path) -> int | None:
         return 8 + int(header_bytes)
     try:
         entries = json.loads(header)
-        ends = [entry["data_offsets"][1] for name, entry in entries.items() if "__" not in name]
-        return 8 + int(header_bytes) + int(max(ends, default=0))
+        entries.pop("__metadata__", None)
+        ends = [int(entry["data_offsets"][1]) for entry in entries.values()]
+        return 8 + int(header_bytes) + max(ends, default=0)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError):
         return None
 

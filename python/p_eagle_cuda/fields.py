@@ -17,7 +17,7 @@ def read_json_object(file: Path, error: type[PEagleError] = ConfigError) -> dict
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise error(f"{file}: file not found") from None
+        raise error(f"{file}: not found") from None
     except OSError as reason:
         raise error(f"{file}: cannot be read ({reason.strerror})") from None
     except UnicodeDecodeError as reason:

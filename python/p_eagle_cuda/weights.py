@@ -186,8 +186,9 @@ def load_drafter_weights(
         config: its configuration.
         dtype: of the weights returned; by default that of the checkpoint's `fc`.
         device: of everything returned.
-        target_embedding: `[V, H]`, for a checkpoint without `embed_tokens`.
-        target_lm_head: `[Vd, H]`, for a checkpoint without `lm_head`.
+        target_embedding: `[V, H]`, for a checkpoint without `embed_tokens`; not copied where it
+            has the right dtype and device already.
+        target_lm_head: `[Vd, H]`, for a checkpoint without `lm_head`; likewise.
         max_position: rows of the rope table, by default `config.max_position_embeddings`.
         progress: whether to show a progress bar for a large checkpoint.
 
@@ -195,6 +196,8 @@ def load_drafter_weights(
         CheckpointError: the checkpoint is damaged or does not fit `config`.
     """
     H, taps_width = config.hidden_size, config.num_taps * config.target_hidden_size
+    if max_position is None:
+        max_position = config.max_position_embeddings
     with Checkpoint.open(path, rename=_canonical_name, progress=progress) as checkpoint:
         if dtype is None:
             dtype = checkpoint.dtype("fc.weight")
@@ -265,9 +268,7 @@ def load_drafter_weights(
         norm=norm,
         lm_head=lm_head,
         draft_to_target=draft_to_target,
-        rope=rope_table(
-            config.rope, config.head_dim, max_position or config.max_position_embeddings
-        ).to(device),
+        rope=rope_table(config.rope, config.head_dim, max_position).to(device),
     )
 
 
