@@ -39,7 +39,7 @@ def cutlass() -> Path | None:
     """The CUTLASS source folder, the one that has ``include``: CUTLASS_DIR, or the package's."""
     candidates = [Path(os.environ["CUTLASS_DIR"])] if os.environ.get("CUTLASS_DIR") else []
     candidates += [folder / "cutlass_library/source" for folder in _site_folders()]
-    return next((path for path in candidates if (path / "include/cutlass/version.h").is_file()), None)
+    return next((path for path in candidates if (path / "include/cute/tensor.hpp").is_file()), None)
 
 
 def torch() -> Path | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import locate
 from scikit_build_core import build as _scikit_build
 from scikit_build_core.build import *  # noqa: F403  (the hooks that stay as they are)
+
+import locate
 
 # Per part that `locate` may fail to find, the requirement that brings it. One pin for the CUDA
 # compiler: its extras are exact, whereas pinning nvidia-cuda-nvcc alone lets pip combine it with

@@ -49,8 +49,8 @@ inline void check_tensor(char const* op, char const* name, Tensor const& tensor,
                   "` must be on cuda:", device);
   STD_TORCH_CHECK(tensor.scalar_type() == dtype, op, ": `", name, "` must have dtype ", dtype,
                   ", got ", tensor.scalar_type());
-  STD_TORCH_CHECK(std::ranges::equal(want.sizes, got.sizes), op, ": `", name,
-                  "` must have shape ", want, ", got ", got);
+  STD_TORCH_CHECK(std::ranges::equal(want.sizes, got.sizes), op, ": `", name, "` must have shape ",
+                  want, ", got ", got);
   STD_TORCH_CHECK(tensor.is_contiguous(), op, ": `", name, "` must be contiguous");
 }
 

@@ -36,8 +36,8 @@ cudaError_t launch(void (*kernel)(KernelArgs...), LaunchPlan const& plan, Args&&
   if (cudaError_t const status = cudaGetDevice(&device); status != cudaSuccess) {
     return status;
   }
-  if (cudaError_t const status = cudaDeviceGetAttribute(
-          &compute_major, cudaDevAttrComputeCapabilityMajor, device);
+  if (cudaError_t const status =
+          cudaDeviceGetAttribute(&compute_major, cudaDevAttrComputeCapabilityMajor, device);
       status != cudaSuccess) {
     return status;
   }

@@ -1,0 +1,107 @@
+"""Reads what tests ask of a compiled library: its symbols, its dependencies, its CUDA binaries.
+
+Facts: ELF-64 little endian, as in elf.h; a CUDA binary ("cubin") is an ELF file of machine 190
+inside the host library, whose section ``.nv.info`` lists register counts and stack frames.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from dataclasses import dataclass
+
+_MACHINE_CUDA = 190
+_SECTION_DYNAMIC, _SECTION_DYNSYM = 6, 11
+_TAG_NEEDED = 1
+_BIND_GLOBAL = 1
+_ATTRIBUTE_REGISTERS, _ATTRIBUTE_FRAME_SIZE = 0x2F, 0x11
+_FORMAT_SIZED = 4
+
+
+@dataclass(frozen=True)
+class Section:
+    name: str
+    kind: int
+    content: bytes
+    link: int  # index of the section that holds its strings
+
+
+class Elf:
+    """One ELF file, which may lie inside a larger one and then ends before it."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.machine: int
+        (self.machine,) = struct.unpack_from("<H", data, 18)
+        (section_table,) = struct.unpack_from("<Q", data, 40)
+        self.flags: int
+        (self.flags,) = struct.unpack_from("<I", data, 48)
+        entry_size, count, names = struct.unpack_from("<HHH", data, 58)
+        headers = [
+            struct.unpack_from("<IIQQQQIIQQ", data, section_table + i * entry_size)
+            for i in range(count)
+        ]
+        strings = headers[names][4]
+        self.sections = [
+            Section(self._string(strings + name), kind, data[offset : offset + size], link)
+            for name, kind, _, _, offset, size, link, *_ in headers
+        ]
+
+    def needed(self) -> list[str]:
+        """The libraries that the loader must find."""
+        dynamic = next(x for x in self.sections if x.kind == _SECTION_DYNAMIC)
+        strings = self.sections[dynamic.link].content
+        entries = struct.iter_unpack("<qQ", dynamic.content)
+        return [_string(strings, value) for tag, value in entries if tag == _TAG_NEEDED]
+
+    def undefined(self) -> list[str]:
+        """The symbols that the loader must find, weak ones excepted."""
+        return [name for name, section in self._global_symbols() if not section]
+
+    def defined(self) -> list[str]:
+        """The symbols that this library gives to others, weak ones excepted."""
+        return [name for name, section in self._global_symbols() if section]
+
+    def cubins(self) -> list[Elf]:
+        """The CUDA binaries in this library, one per source file and architecture."""
+        starts = [match.start() for match in re.finditer(b"\x7fELF", self._data)]
+        files = [Elf(self._data[start:]) for start in starts if start > 0]
+        return [file for file in files if file.machine == _MACHINE_CUDA]
+
+    def cuda_arch(self) -> int:
+        """The architecture of a CUDA binary, such as 90."""
+        return self.flags >> 8 & 0xFF
+
+    def registers(self) -> list[int]:
+        """Registers per thread of each kernel of a CUDA binary."""
+        return self._cuda_attribute(_ATTRIBUTE_REGISTERS)
+
+    def stack_frames(self) -> list[int]:
+        """Bytes of local memory per thread of each function of a CUDA binary, spills included."""
+        return self._cuda_attribute(_ATTRIBUTE_FRAME_SIZE)
+
+    def _global_symbols(self) -> list[tuple[str, int]]:
+        table = next(x for x in self.sections if x.kind == _SECTION_DYNSYM)
+        strings = self.sections[table.link].content
+        return [
+            (_string(strings, name), section)
+            for name, info, _, section, _, _ in struct.iter_unpack("<IBBHQQ", table.content)
+            if info >> 4 == _BIND_GLOBAL
+        ]
+
+    def _cuda_attribute(self, wanted: int) -> list[int]:
+        content = next(x.content for x in self.sections if x.name == ".nv.info")
+        values, at = [], 0
+        while at < len(content):
+            form, attribute, size = struct.unpack_from("<BBH", content, at)
+            if attribute == wanted:
+                values.append(struct.unpack_from("<I", content, at + 8)[0])
+            at += 4 + (size if form == _FORMAT_SIZED else 0)
+        return values
+
+    def _string(self, start: int) -> str:
+        return _string(self._data, start)
+
+
+def _string(data: bytes, start: int) -> str:
+    return data[start : data.index(b"\0", start)].decode()
