@@ -1,0 +1,229 @@
+"""Valid calls of every op at toy sizes, with poison where an op must not look.
+
+Each case holds the op's arguments by name, in the order of its schema. Rows past `num_rows` and
+whatever else is out of bounds hold NaN; outputs start out as the sentinel, to see what was written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SENTINEL = 7.0
+R, N_REAL = 9, 6  # rows a buffer has, rows that exist
+B, BLOCKS, BLOCK, NKV, NQ, D, H, INTER, V = 2, 6, 16, 2, 4, 64, 128, 192, 80
+
+Arguments = dict[str, Any]
+
+
+def qkv_rope_cache(device: str, dtype: torch.dtype) -> Arguments:
+    heads = NQ + 2 * NKV
+    caches = torch.full((BLOCKS, NKV, BLOCK, 2 * D), SENTINEL, device=device).to(dtype)
+    k_cache, v_cache = caches.split(D, dim=-1)
+    return {
+        "x": _rows(device, dtype, H),
+        "norm_weight": _norm(device, dtype, H),
+        "weight": _linear(device, dtype, heads * D, H),
+        "bias": _randn(device, dtype, heads * D),
+        "q_norm": _norm(device, dtype, D),
+        "k_norm": _norm(device, dtype, D),
+        "rope": _rope(device),
+        "positions": torch.tensor([3, 4, 5, 20, 21, 22, 0, 0, 0], device=device),
+        "slots": torch.tensor([19, 20, -1, 36, 37, 38, 90, 91, 92], device=device),
+        "num_rows": _count(device),
+        "k_scale": torch.ones(1, device=device),
+        "v_scale": torch.ones(1, device=device),
+        "eps": 1e-5,
+        "q": _output(device, dtype, R, NQ, D),
+        "k_cache": k_cache,
+        "v_cache": v_cache,
+    }
+
+
+def paged_attention(device: str, dtype: torch.dtype) -> Arguments:
+    caches = torch.full((BLOCKS, NKV, BLOCK, 2 * D), float("nan"), device=device).to(dtype)
+    block_table = torch.tensor([[3, 99], [1, 4]], device=device, dtype=torch.int32)
+    for row, length in ((0, 6), (1, 23)):
+        for start in range(0, length, BLOCK):
+            block = int(block_table[row, start // BLOCK])
+            used = min(BLOCK, length - start)
+            caches[block, :, :used] = _randn(device, dtype, NKV, used, 2 * D)
+    k_cache, v_cache = caches.split(D, dim=-1)
+    return {
+        "q": _rows(device, dtype, NQ, D),
+        "k_cache": k_cache,
+        "v_cache": v_cache,
+        "k_scale": torch.ones(1, device=device),
+        "v_scale": torch.ones(1, device=device),
+        "block_table": block_table,
+        "row_start": torch.tensor([0, 3, 6], device=device, dtype=torch.int32),
+        "seq_lens": torch.tensor([6, 23], device=device, dtype=torch.int32),
+        "positions": torch.tensor([3, 4, 5, 20, 21, 22, 0, 0, 0], device=device),
+        "softmax_scale": D**-0.5,
+        "out": _output(device, dtype, R, NQ * D),
+    }
+
+
+def embed_norm_concat(device: str, dtype: torch.dtype) -> Arguments:
+    source_row = torch.tensor([0, 1, -1, 2, -1, -1, 3, 4, -1], device=device, dtype=torch.int32)
+    hidden = _rows(device, dtype, H)
+    hidden[source_row < 0] = float("nan")
+    return {
+        "token_ids": torch.randint(V, (R,), device=device),
+        "source_row": source_row,
+        "num_rows": _count(device),
+        "embedding": _randn(device, dtype, V, H),
+        "hidden": hidden,
+        "mask_hidden": _randn(device, dtype, H),
+        "embed_weight": _norm(device, dtype, H),
+        "hidden_weight": _norm(device, dtype, H),
+        "eps": 1e-5,
+        "norm_before_residual": False,
+        "out": _output(device, dtype, R, 2 * H),
+        "residual": _output(device, dtype, R, H),
+    }
+
+
+def project_taps(device: str, dtype: torch.dtype) -> Arguments:
+    taps = [_randn(device, dtype, 5, 96) for _ in range(3)]
+    for tap in taps:
+        tap[4] = float("nan")  # a rejected row: nothing refers to it
+    return {
+        "taps": taps,
+        "source_row": torch.tensor(
+            [0, 1, -1, 3, -1, -1, 4, 4, 4], device=device, dtype=torch.int32
+        ),
+        "num_rows": _count(device),
+        "weight": _linear(device, dtype, H, 3 * 96),
+        "input_norm": _norm(device, dtype, 3 * 96),
+        "fc_norms": _norm(device, dtype, 3, 96),
+        "eps": 1e-5,
+        "out": _output(device, dtype, R, H),
+    }
+
+
+def linear_residual(device: str, dtype: torch.dtype) -> Arguments:
+    residual = _rows(device, dtype, H)
+    residual[N_REAL:] = SENTINEL
+    return {
+        "x": _rows(device, dtype, INTER),
+        "weight": _linear(device, dtype, H, INTER),
+        "bias": _randn(device, dtype, H),
+        "num_rows": _count(device),
+        "residual": residual,
+    }
+
+
+def norm_swiglu(device: str, dtype: torch.dtype) -> Arguments:
+    return {
+        "x": _rows(device, dtype, H),
+        "norm_weight": _norm(device, dtype, H),
+        "gate_up": _linear(device, dtype, 2 * INTER, H),
+        "eps": 1e-5,
+        "num_rows": _count(device),
+        "out": _output(device, dtype, R, INTER),
+    }
+
+
+def lm_head_topk(device: str, dtype: torch.dtype) -> Arguments:
+    return {
+        "x": _rows(device, dtype, H),
+        "sample_rows": torch.tensor([0, 2, -1, 5], device=device, dtype=torch.int32),
+        "norm_weight": _norm(device, dtype, H),
+        "weight": _linear(device, dtype, V, H),
+        "draft_to_target": torch.arange(V, device=device) * 3,
+        "eps": 1e-5,
+        "ids": torch.full((4, 3), int(SENTINEL), device=device),
+        "logits": _output(device, _wide(dtype), 4, 3),
+        "lse": _output(device, _wide(dtype), 4),
+    }
+
+
+def prepare_inputs(device: str, dtype: torch.dtype) -> Arguments:
+    """Two requests of 4 and 1 target rows, K = 3, two drafts of the first rejected."""
+
+    def output(size: int, dtype: torch.dtype) -> Tensor:
+        return torch.full((size,), int(SENTINEL), device=device, dtype=dtype)
+
+    rows = 5 + 2 * 2
+    int32 = {"device": device, "dtype": torch.int32}
+    return {
+        "target_tokens": torch.tensor([5, 6, 7, 8, 9], device=device),
+        "target_positions": torch.tensor([14, 15, 16, 17, 0], device=device),
+        "query_start": torch.tensor([0, 4, 5], **int32),
+        "num_rejected": torch.tensor([2, 0], **int32),
+        "next_tokens": torch.tensor([40, 41], device=device),
+        "block_table": torch.tensor([[3, 5], [1, 0]], **int32),
+        "num_speculative_tokens": 3,
+        "mask_token_id": V - 1,
+        "block_size": BLOCK,
+        "max_position": 64,
+        "token_ids": output(rows, torch.int64),
+        "positions": output(rows, torch.int64),
+        "slots": output(rows, torch.int64),
+        "source_row": output(rows, torch.int32),
+        "row_start": output(3, torch.int32),
+        "seq_lens": output(2, torch.int32),
+        "sample_rows": output(6, torch.int32),
+    }
+
+
+CASES: dict[str, Callable[[str, torch.dtype], Arguments]] = {
+    f.__name__: f
+    for f in (
+        prepare_inputs, project_taps, embed_norm_concat, qkv_rope_cache, paged_attention,
+        linear_residual, norm_swiglu, lm_head_topk,
+    )
+}  # fmt: skip
+
+# The arguments that an op writes; of the others no byte may change.
+OUTPUTS = {
+    "prepare_inputs": (
+        "token_ids", "positions", "slots", "source_row", "row_start", "seq_lens", "sample_rows",
+    ),
+    "project_taps": ("out",),
+    "embed_norm_concat": ("out", "residual"),
+    "qkv_rope_cache": ("q", "k_cache", "v_cache"),
+    "paged_attention": ("out",),
+    "linear_residual": ("residual",),
+    "norm_swiglu": ("out",),
+    "lm_head_topk": ("ids", "logits", "lse"),
+}  # fmt: skip
+
+
+def _randn(device: str, dtype: torch.dtype, *shape: int) -> Tensor:
+    return torch.randn(*shape, device=device).to(dtype)
+
+
+def _rows(device: str, dtype: torch.dtype, *shape: int) -> Tensor:
+    x = _randn(device, dtype, R, *shape)
+    x[N_REAL:] = float("nan")
+    return x
+
+
+def _linear(device: str, dtype: torch.dtype, rows: int, columns: int) -> Tensor:
+    return (torch.randn(rows, columns, device=device) / columns**0.5).to(dtype)
+
+
+def _norm(device: str, dtype: torch.dtype, *shape: int) -> Tensor:
+    return (1 + 0.1 * torch.randn(*shape, device=device)).to(dtype)
+
+
+def _output(device: str, dtype: torch.dtype, *shape: int) -> Tensor:
+    return torch.full(shape, SENTINEL, device=device, dtype=dtype)
+
+
+def _count(device: str) -> Tensor:
+    return torch.tensor([N_REAL], device=device, dtype=torch.int32)
+
+
+def _rope(device: str) -> Tensor:
+    angles = torch.outer(torch.arange(64.0), 0.7 ** torch.arange(D // 2))
+    return torch.cat([angles.cos(), angles.sin()], dim=-1).to(device)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32

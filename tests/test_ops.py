@@ -1,0 +1,247 @@
+"""Every op: its result, what it reads and writes, its contract, its registration.
+
+On the CPU an op *is* the reference, so these tests check plumbing there (`test_reference.py` checks
+the reference); on a GPU the same tests check the kernels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from numerics import assert_as_accurate_as_torch, assert_rounded_once, double
+from op_cases import CASES, N_REAL, OUTPUTS, SENTINEL, Arguments
+from torch import Tensor
+
+from p_eagle_cuda import ops, reference
+
+OPS = sorted(CASES)
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+
+# Sizes are taken from these, so a wrong one is reported as a mismatch of another argument.
+DEFINES_SIZES = {
+    "prepare_inputs": {"target_tokens", "num_rejected"},
+    "project_taps": {"taps", "source_row", "weight"},
+    "embed_norm_concat": {"hidden", "embedding"},
+    "qkv_rope_cache": {"x", "q", "k_cache"},
+    "paged_attention": {"q", "k_cache", "block_table"},
+    "linear_residual": {"x", "weight"},
+    "norm_swiglu": {"x", "gate_up"},
+    "lm_head_topk": {"x", "weight", "ids"},
+}
+
+
+def call(name: str, arguments: Arguments) -> None:
+    getattr(torch.ops.p_eagle, name)(*arguments.values())
+
+
+def case(name: str, device: str, dtype: torch.dtype = torch.bfloat16) -> Arguments:
+    """Arguments for `device`; skips where this build has no such kernel or the device no dtype."""
+    if device == "cuda":
+        if not ops.implementations()[name]["cuda"]:
+            pytest.skip(f"{name} has no CUDA kernel in this build")
+        if dtype == torch.float32:
+            pytest.skip("CUDA kernels work in 16 bits")
+    return CASES[name](device, dtype)
+
+
+def clone(arguments: Arguments) -> Arguments:
+    def copy(x: Any) -> Any:
+        return [t.clone() for t in x] if isinstance(x, list) else x
+
+    # clone() keeps the strides of a cache that is half of a larger tensor.
+    return {n: x.clone() if isinstance(x, Tensor) else copy(x) for n, x in arguments.items()}
+
+
+def run_reference(name: str, a: Arguments) -> dict[str, Tensor]:
+    """The op's outputs by `reference` alone, for the rows that exist."""
+    n = N_REAL
+    if name == "prepare_inputs":
+        return reference.prepare_inputs(*list(a.values())[:10])._asdict()
+    if name == "project_taps":
+        out = reference.project_taps(
+            a["taps"], a["source_row"][:n], a["weight"], a["input_norm"], a["fc_norms"], a["eps"]
+        )
+        return {"out": out}
+    if name == "embed_norm_concat":
+        out, residual = reference.embed_norm_concat(
+            a["token_ids"][:n], a["source_row"][:n], a["embedding"], a["hidden"][:n],
+            a["mask_hidden"], a["embed_weight"], a["hidden_weight"], a["eps"],
+            a["norm_before_residual"],
+        )  # fmt: skip
+        return {"out": out, "residual": residual}
+    if name == "qkv_rope_cache":
+        q, k, v = reference.qkv_rope(
+            a["x"][:n], a["norm_weight"], a["weight"], a["bias"], a["q_norm"], a["k_norm"],
+            a["rope"], a["positions"][:n], a["k_cache"].shape[1], a["eps"],
+        )  # fmt: skip
+        k_cache, v_cache = a["k_cache"].clone(), a["v_cache"].clone()
+        reference.write_cache(k, a["slots"][:n], k_cache, a["k_scale"])
+        reference.write_cache(v, a["slots"][:n], v_cache, a["v_scale"])
+        return {"q": q, "k_cache": k_cache, "v_cache": v_cache}
+    if name == "paged_attention":
+        out = reference.paged_attention(
+            a["q"][:n], a["k_cache"], a["v_cache"], a["k_scale"], a["v_scale"], a["block_table"],
+            a["row_start"], a["seq_lens"], a["positions"][:n], a["softmax_scale"],
+        )  # fmt: skip
+        return {"out": out}
+    if name == "linear_residual":
+        residual = reference.linear_residual(
+            a["x"][:n], a["weight"], a["bias"], a["residual"][:n]
+        )
+        return {"residual": residual}
+    if name == "norm_swiglu":
+        return {
+            "out": reference.norm_swiglu(a["x"][:n], a["norm_weight"], a["gate_up"], a["eps"])
+        }
+    ids, logits, lse = reference.lm_head_topk(
+        a["x"], a["sample_rows"], a["norm_weight"], a["weight"], a["draft_to_target"],
+        a["ids"].shape[1], a["eps"],
+    )  # fmt: skip
+    return {"ids": ids, "logits": logits, "lse": lse}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", OPS)
+def test_matches_reference(name: str, dtype: torch.dtype, device: str) -> None:
+    arguments = case(name, device, dtype)
+    exact = run_reference(name, {n: double(x) for n, x in clone(arguments).items()})
+    unfused = run_reference(name, clone(arguments))
+    call(name, arguments)
+    for output in OUTPUTS[name]:
+        expected = exact[output]
+        actual = arguments[output][: len(expected)]
+        if not expected.is_floating_point():
+            assert torch.equal(actual, expected), output
+        elif name == "lm_head_topk":
+            present = expected.isfinite()
+            assert torch.equal(actual[~present].double(), expected[~present])
+            assert_as_accurate_as_torch(
+                output, actual[present], expected[present], unfused[output][present]
+            )
+        elif name == "embed_norm_concat":
+            assert_rounded_once(output, actual, expected)
+        elif name == "project_taps":
+            real = arguments["source_row"][: len(expected)] >= 0
+            assert_as_accurate_as_torch(output, actual[real], expected[real], unfused[output][real])
+        else:
+            assert_as_accurate_as_torch(output, actual, expected, unfused[output])
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_writes_only_its_outputs_and_rows(name: str, device: str) -> None:
+    arguments = case(name, device)
+    before = clone(arguments)
+    call(name, arguments)
+    for argument, x in arguments.items():
+        if argument not in OUTPUTS[name] and isinstance(x, Tensor):
+            assert torch.equal(x.nan_to_num(), before[argument].nan_to_num()), argument
+    has_row_count = "num_rows" in arguments or "row_start" in arguments
+    for output in OUTPUTS[name]:
+        x = arguments[output]
+        if name != "prepare_inputs" and has_row_count and not output.endswith("_cache"):
+            assert (x[N_REAL:] == SENTINEL).all(), f"{output}: wrote rows that do not exist"
+        if output.endswith("_cache"):
+            slots = arguments["slots"][:N_REAL]
+            written = torch.zeros(x.shape[0], x.shape[2], dtype=torch.bool, device=x.device)
+            written[slots[slots >= 0] // x.shape[2], slots[slots >= 0] % x.shape[2]] = True
+            untouched = x.transpose(1, 2)[~written]
+            assert (untouched == SENTINEL).all(), f"{output}: wrote slots of nobody"
+            assert not (x.transpose(1, 2)[written] == SENTINEL).all(dim=(-1, -2)).any()
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_no_rows(name: str, device: str) -> None:
+    """A captured pass may find that no row exists."""
+    arguments = case(name, device)
+    if name == "prepare_inputs":
+        arguments["query_start"].zero_()
+    elif name == "lm_head_topk":
+        arguments["sample_rows"].fill_(-1)
+    elif "num_rows" in arguments:
+        arguments["num_rows"].zero_()
+    else:
+        arguments["row_start"].zero_()
+    before = clone(arguments)
+    call(name, arguments)
+    if name == "prepare_inputs":
+        assert arguments["row_start"].tolist() == [0, 0, 0]
+        assert (arguments["slots"] == -1).all()
+    elif name == "lm_head_topk":
+        assert (arguments["ids"] == -1).all()
+    else:
+        for output in OUTPUTS[name]:
+            assert torch.equal(arguments[output].nan_to_num(), before[output].nan_to_num())
+
+
+def bad_calls() -> list[tuple[str, str, str]]:
+    """(op, argument, what is wrong with it), for every tensor argument of every op."""
+    found = []
+    for name in OPS:
+        for argument, x in CASES[name]("cpu", torch.bfloat16).items():
+            if isinstance(x, Tensor):
+                found += [(name, argument, "dtype"), (name, argument, "shape")]
+                if x.numel() > 1 and not argument.endswith("_cache"):
+                    found.append((name, argument, "strides"))
+    return found
+
+
+@pytest.mark.parametrize(("name", "argument", "wrong"), bad_calls())
+def test_rejects_bad_argument(name: str, argument: str, wrong: str, device: str) -> None:
+    arguments = case(name, device)
+    x = arguments[argument]
+    if wrong == "dtype":
+        changed = x.to(torch.int16) if not x.is_floating_point() else x.to(torch.complex64)
+    elif wrong == "shape":
+        changed = x[None]
+    else:
+        changed = torch.stack([x, x], dim=-1)[..., 0]
+    arguments[argument] = changed
+    defines = argument in DEFINES_SIZES[name]
+    match = f"{name}: " if defines else f"{name}: `{argument}` must"
+    if {argument} & {"q_norm", "k_norm", "k_cache", "v_cache"}:
+        match = f"{name}: `"
+    with pytest.raises((ValueError, RuntimeError), match=match):
+        call(name, arguments)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_registration(name: str, device: str) -> None:
+    """Schema, fake implementation and tracing agree with what the op does."""
+    arguments = case(name, device)
+    torch.library.opcheck(getattr(torch.ops.p_eagle, name).default, tuple(arguments.values()))
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_public_function_allocates_what_it_returns(name: str, device: str) -> None:
+    """The documented call, without outputs, gives the same as the op with them."""
+    arguments = case(name, device)
+    plain = clone(arguments)
+    given = {n: x for n, x in plain.items() if n not in OUTPUTS[name] or n.endswith("_cache")}
+    if name == "linear_residual":
+        given["residual"] = plain["residual"]
+    if name == "lm_head_topk":
+        given["top_k"] = plain["ids"].shape[1]
+    returned = getattr(ops, name)(**given)
+    call(name, arguments)
+    results = returned if isinstance(returned, tuple) else (returned,)
+    names = [n for n in OUTPUTS[name] if not n.endswith("_cache")]
+    for output, result in zip(names, results, strict=True):
+        rows = slice(None) if name in ("prepare_inputs", "lm_head_topk") else slice(N_REAL)
+        assert torch.equal(result[rows], arguments[output][rows]), output
+
+
+def test_top_k_out_of_range() -> None:
+    arguments = CASES["lm_head_topk"]("cpu", torch.bfloat16)
+    for k in (0, 17):
+        arguments["ids"] = torch.zeros(4, k, dtype=torch.int64)
+        with pytest.raises(ValueError, match=f"top_k must be 1 to 16, got {k}"):
+            call("lm_head_topk", arguments)
+
+
+def test_half_given_head_norms() -> None:
+    arguments = CASES["qkv_rope_cache"]("cpu", torch.bfloat16)
+    arguments["k_norm"] = None
+    with pytest.raises(ValueError, match="both be given or both be None"):
+        call("qkv_rope_cache", arguments)
