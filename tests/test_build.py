@@ -113,9 +113,7 @@ def test_finds_torch_though_its_folder_is_hidden() -> None:
 
 def test_reads_the_commands_of_the_readme() -> None:
     command = _load(".ci/readme_command.py").command
-    readme = (
-        "<!-- command: a -->\n```bash\nfirst \\\n  line\n```\n<!-- command: b -->\n```\nb\n```\n"
-    )
+    readme = "<!-- command: a -->\n```sh\none \\\n  two\n```\n<!-- command: b -->\n```\nb\n```\n"
     assert command(readme, "a") == "one \\\n  two"
     assert command(readme, "b") == "b"
     for name, text in (("c", readme), ("a", readme + readme)):
