@@ -22,3 +22,9 @@ def device(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Toy tensors gain nothing from threads, and lose seconds to them on a busy machine."""
+    torch.set_num_threads(1)

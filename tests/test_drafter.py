@@ -1,0 +1,216 @@
+"""The drafter as users call it: passes through ops, against the reference's whole pass in float64."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import write_drafter, write_target
+from numerics import assert_as_accurate_as_torch
+from pass_cases import Pass, simulate
+
+from p_eagle_cuda import Drafter, reference
+from p_eagle_cuda.config import DrafterConfig
+from p_eagle_cuda.errors import CheckpointError
+from p_eagle_cuda.kv_cache import allocate_cache
+from p_eagle_cuda.weights import load_drafter_weights
+
+K, BLOCK_SIZE, TOP_K = 4, 16, 3
+PROMPTS = [1, 17, 40]
+SIZES: dict[str, Any] = {
+    "num_speculative_tokens": K,
+    "max_requests": len(PROMPTS),
+    "max_target_rows": sum(PROMPTS),
+    "num_blocks": 20,
+    "block_size": BLOCK_SIZE,
+    "top_k": TOP_K,
+}
+
+
+def passes(config: DrafterConfig, dtype: torch.dtype, num_steps: int = 2) -> list[Pass]:
+    _, steps = simulate(
+        num_requests=len(PROMPTS), num_steps=num_steps, K=K, vocab_size=config.vocab_size,
+        num_taps=config.num_taps, target_hidden=config.target_hidden_size, block_size=BLOCK_SIZE,
+        prompt_lengths=PROMPTS, dtype=dtype,
+    )  # fmt: skip
+    return list(steps)
+
+
+def propose(drafter: Drafter, step: Pass) -> Any:
+    return drafter.propose(
+        step.target_tokens, step.target_positions, step.taps, step.query_start, step.num_rejected,
+        step.next_tokens, step.block_table,
+    )  # fmt: skip
+
+
+def reference_pass(path: Path, steps: list[Pass], dtype: torch.dtype, cache_dtype: torch.dtype):  # noqa: ANN201
+    """Logits and ids of the last pass by `reference.draft`, with weights and taps in `dtype`."""
+    config = DrafterConfig.from_pretrained(path)
+    # The weights the drafter has, in a wider type: the rounding of the checkpoint is not an error.
+    working = load_drafter_weights(path, config, dtype=steps[0].taps[0].dtype)
+    weights = _to(working, dtype)
+    caches = allocate_cache(
+        config.num_layers, 20, config.num_kv_heads, BLOCK_SIZE, config.head_dim, cache_dtype
+    )
+    for step in steps:
+        inputs = reference.prepare_inputs(
+            step.target_tokens, step.target_positions, step.query_start, step.num_rejected,
+            step.next_tokens, step.block_table, K, config.mask_token_id, BLOCK_SIZE,
+            config.max_position_embeddings,
+        )  # fmt: skip
+        result = reference.draft(
+            weights, caches, inputs, [t.to(dtype) for t in step.taps], step.block_table,
+            eps=config.rms_norm_eps, top_k=TOP_K,
+        )  # fmt: skip
+    return result
+
+
+def _to(x: Any, dtype: torch.dtype) -> Any:
+    """Weights in `dtype`; the rope table stays float32."""
+    if isinstance(x, torch.Tensor):
+        return x.to(dtype) if x.is_floating_point() else x
+    if isinstance(x, tuple):
+        return tuple(_to(item, dtype) for item in x)
+    if x is None:
+        return None
+    fields = {n: _to(v, dtype) for n, v in vars(x).items() if n != "rope"}
+    return replace(x, **fields)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_drafts_match_the_reference(dtype: torch.dtype, tmp_path: Path) -> None:
+    write_drafter(tmp_path)
+    drafter = Drafter.from_pretrained(tmp_path, dtype=dtype, **SIZES)
+    steps = passes(drafter.config, dtype)
+    for step in steps:
+        drafts = propose(drafter, step)
+    ids, logits, lse = reference_pass(tmp_path, steps, torch.float64, torch.float64)
+    _, unfused, unfused_lse = reference_pass(tmp_path, steps, dtype, dtype)
+    B = len(PROMPTS)
+    if dtype != torch.bfloat16:  # two logits may change places when rounded to 8 bits
+        assert torch.equal(drafts.top_ids, ids.view(B, K, TOP_K))
+        assert torch.equal(drafts.token_ids, ids.view(B, K, TOP_K)[..., 0])
+    assert_as_accurate_as_torch(
+        "logits", drafts.top_logits, logits.view(B, K, TOP_K), unfused.view(B, K, TOP_K)
+    )
+    assert_as_accurate_as_torch("lse", drafts.lse, lse.view(B, K), unfused_lse.view(B, K))
+
+
+@pytest.mark.parametrize("cache_dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_fp8_cache(cache_dtype: torch.dtype, tmp_path: Path) -> None:
+    """Drafts over an FP8 cache are those of the reference over one, and near those without."""
+    write_drafter(tmp_path)
+    drafter = Drafter.from_pretrained(
+        tmp_path, dtype=torch.float32, cache_dtype=cache_dtype, **SIZES
+    )
+    steps = passes(drafter.config, torch.float32)
+    for step in steps:
+        drafts = propose(drafter, step)
+    ids, logits, _ = reference_pass(tmp_path, steps, torch.float32, cache_dtype)
+    assert torch.equal(drafts.top_ids.flatten(0, 1), ids)
+    assert torch.equal(drafts.top_logits.flatten(0, 1), logits)
+    _, exact, _ = reference_pass(tmp_path, steps, torch.float64, torch.float64)
+    distance = (logits - exact).abs().max()
+    assert 0 < distance < 2 * float(exact.std()), "FP8 must change the logits, and not by much"
+
+
+def test_what_was_rejected_does_not_matter(tmp_path: Path) -> None:
+    """Tokens and taps of rejected rows are noise: changing them changes no bit of a draft."""
+    write_drafter(tmp_path)
+    results = []
+    for poison in (False, True):
+        drafter = Drafter.from_pretrained(tmp_path, dtype=torch.float32, **SIZES)
+        for step in passes(drafter.config, torch.float32, num_steps=3):
+            if poison:
+                for b, rejected in enumerate(step.num_rejected.tolist()):
+                    end = int(step.query_start[b + 1])
+                    step.target_tokens[end - rejected : end] = 0
+                    for tap in step.taps:
+                        tap[end - rejected : end] = float("nan")
+            drafts = propose(drafter, step)
+        results.append((drafts.token_ids.clone(), drafts.top_logits.clone()))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+
+
+def test_a_request_alone_or_in_a_batch(tmp_path: Path) -> None:
+    write_drafter(tmp_path)
+    drafter = Drafter.from_pretrained(tmp_path, dtype=torch.float64, **SIZES)
+    (step,) = passes(drafter.config, torch.float64, num_steps=0)
+    together = propose(drafter, step).top_logits.clone()
+    for b in range(len(PROMPTS)):
+        alone = Drafter.from_pretrained(tmp_path, dtype=torch.float64, **SIZES)
+        rows = slice(int(step.query_start[b]), int(step.query_start[b + 1]))
+        length = rows.stop - rows.start
+        single = Pass(
+            target_tokens=step.target_tokens[rows],
+            target_positions=step.target_positions[rows],
+            taps=[t[rows] for t in step.taps],
+            query_start=torch.tensor([0, length], dtype=torch.int32),
+            num_rejected=step.num_rejected[b : b + 1],
+            next_tokens=step.next_tokens[b : b + 1],
+            block_table=step.block_table[b : b + 1],
+        )
+        torch.testing.assert_close(propose(alone, single).top_logits[0], together[b])
+
+
+def test_prompt_in_chunks_equals_prompt_at_once(tmp_path: Path) -> None:
+    write_drafter(tmp_path)
+    drafter = Drafter.from_pretrained(tmp_path, dtype=torch.float64, **SIZES)
+    (step,) = passes(drafter.config, torch.float64, num_steps=0)
+    b, first = 2, int(step.query_start[2])
+    expected = propose(drafter, step).top_logits[b].clone()
+    chunked = Drafter.from_pretrained(tmp_path, dtype=torch.float64, **SIZES)
+    for start, end in ((0, 7), (7, 8), (8, PROMPTS[b])):
+        rows = slice(first + start, first + end)
+        is_last = end == PROMPTS[b]
+        following = step.next_tokens[b] if is_last else step.target_tokens[first + end]
+        drafts = chunked.propose(
+            step.target_tokens[rows], step.target_positions[rows], [t[rows] for t in step.taps],
+            torch.tensor([0, end - start], dtype=torch.int32), torch.zeros(1, dtype=torch.int32),
+            following[None], step.block_table[b : b + 1],
+        )  # fmt: skip
+    torch.testing.assert_close(drafts.top_logits[0], expected)
+
+
+def test_embedding_and_head_of_the_target(tmp_path: Path) -> None:
+    """A checkpoint without its own table and head takes the target's, or says that it needs them."""
+    tensors = write_drafter(tmp_path, target_hidden_size=64)
+    kept = {n: t for n, t in tensors.items() if n not in ("embed_tokens.weight", "lm_head.weight")}
+    from safetensors.torch import save_file
+
+    save_file(kept, tmp_path / "model.safetensors")
+    shared = Drafter.from_pretrained(
+        tmp_path, target_embedding=tensors["embed_tokens.weight"],
+        target_lm_head=tensors["lm_head.weight"], **SIZES,
+    )  # fmt: skip
+    assert torch.equal(shared.weights.embedding, tensors["embed_tokens.weight"])
+    with pytest.raises(CheckpointError, match="embed_tokens.weight"):
+        Drafter.from_pretrained(tmp_path, **SIZES)
+
+
+def test_limits_are_refused(tmp_path: Path) -> None:
+    write_drafter(tmp_path)
+    drafter = Drafter.from_pretrained(tmp_path, **SIZES)
+    (step,) = passes(drafter.config, torch.float32, num_steps=0)
+    with pytest.raises(ValueError, match="reads 3 taps, got 2"):
+        propose(drafter, replace(step, taps=step.taps[:2]))
+    small = Drafter.from_pretrained(tmp_path, **{**SIZES, "max_target_rows": 57})
+    with pytest.raises(ValueError, match="at most 3 requests and 57 target rows, got 3 and 58"):
+        propose(small, step)
+    for name in ("num_speculative_tokens", "max_requests", "max_target_rows"):
+        with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+            Drafter.from_pretrained(tmp_path, **{**SIZES, name: 0})
+
+
+def test_wrong_tap_width_names_the_tap(tmp_path: Path) -> None:
+    write_drafter(tmp_path / "drafter")
+    write_target(tmp_path / "target")
+    drafter = Drafter.from_pretrained(tmp_path / "drafter", **SIZES)
+    (step,) = passes(drafter.config, torch.float32, num_steps=0)
+    narrow = [tap[:, :-1].contiguous() for tap in step.taps]
+    with pytest.raises(ValueError, match="project_taps: `weight` must have shape"):
+        propose(drafter, replace(step, taps=narrow))

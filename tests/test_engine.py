@@ -1,0 +1,195 @@
+"""Speculative decoding from end to end on toy models: the output is the target's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import write_drafter, write_target
+
+from p_eagle_cuda.drafter import Drafter, Drafts
+from p_eagle_cuda.engine import PREFILL_CHUNK, SpeculativeEngine, max_target_rows, num_blocks
+from p_eagle_cuda.errors import PromptError
+from p_eagle_cuda.statistics import acceptance
+from p_eagle_cuda.target import Target
+
+K, LENGTH = 3, 120
+TAPS = (2, 4, 5)
+PROMPTS = [[5, 6, 7], [1], list(range(40)), [3, 3], [9] * 20]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    path = tmp_path_factory.mktemp("pair")
+    write_target(path / "target")
+    write_drafter(path / "drafter")
+    return path / "target", path / "drafter"
+
+
+@pytest.fixture(scope="module")
+def target(folders: tuple[Path, Path]) -> Target:
+    return Target.from_pretrained(folders[0], tap_layer_ids=TAPS)
+
+
+def make_drafter(folder: Path, lanes: int, k: int = K, length: int = LENGTH) -> Drafter:
+    return Drafter.from_pretrained(
+        folder, num_speculative_tokens=k, max_requests=lanes,
+        max_target_rows=max_target_rows(lanes, k), num_blocks=num_blocks(lanes, length, k, 16),
+    )  # fmt: skip
+
+
+class Oracle(Drafter):
+    """Drafts what the target will say to one request, except at positions where it is told to err.
+
+    A random drafter is nearly always wrong; this one takes every acceptance path.
+    """
+
+    text: list[int]
+    wrong: set[int]
+
+    @classmethod
+    def of(cls, drafter: Drafter, text: list[int], wrong: set[int]) -> Oracle:
+        drafter.__class__ = cls
+        assert isinstance(drafter, cls)
+        drafter.text, drafter.wrong = text, wrong
+        return drafter
+
+    def propose(self, target_tokens, target_positions, taps, query_start, num_rejected, *rest):  # noqa: ANN001, ANN002, ANN201, D102
+        drafts = super().propose(
+            target_tokens, target_positions, taps, query_start, num_rejected, *rest
+        )
+        last_valid = target_positions[query_start[1] - 1 - num_rejected[0]]
+        first = int(last_valid) + 2  # the position after the bonus token's
+        right = [self.text[p] if p < len(self.text) else 0 for p in range(first, first + K)]
+        said = [t + (first + i in self.wrong) for i, t in enumerate(right)]
+        return Drafts(torch.tensor([said]), *drafts[1:])
+
+
+def plain(target: Target, prompts: list[list[int]], n: int, **options: object) -> list[list[int]]:
+    engine = SpeculativeEngine(target, None, max_requests=2, max_length=LENGTH)
+    return [c.token_ids for c in engine.generate(prompts, n, **options)]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+@pytest.mark.parametrize("lanes", [1, 3, 5])
+def test_output_is_the_targets_own(
+    target: Target, folders: tuple[Path, Path], temperature: float, lanes: int
+) -> None:
+    """Requests join and leave lanes, prompts of all lengths mix with verification."""
+    engine = SpeculativeEngine(
+        target, make_drafter(folders[1], lanes), max_requests=lanes, max_length=LENGTH
+    )
+    drafted = engine.generate(PROMPTS, 40, temperature=temperature, seed=4)
+    expected = plain(target, PROMPTS, 40, temperature=temperature, seed=4)
+    assert [c.token_ids for c in drafted] == expected
+    assert all(len(ids) == 40 for ids in expected)
+
+
+def test_seed_changes_the_sample(target: Target) -> None:
+    one, same, other = (
+        plain(target, PROMPTS[:1], 30, temperature=1.0, seed=seed) for seed in (1, 1, 2)
+    )
+    assert one == same
+    assert one != other
+
+
+@pytest.mark.parametrize("share_wrong", [0.0, 0.3, 1.0])
+def test_each_step_accepts_up_to_the_first_wrong_draft(
+    target: Target, folders: tuple[Path, Path], share_wrong: float
+) -> None:
+    prompt = PROMPTS[2]
+    text = prompt + plain(target, [prompt], 70)[0]
+    wrong = {p for p in range(len(text)) if float(torch.rand(())) < share_wrong}
+    drafter = Oracle.of(make_drafter(folders[1], 1), text, wrong)
+    engine = SpeculativeEngine(target, drafter, max_requests=1, max_length=LENGTH)
+    (completion,) = engine.generate([prompt], 60)
+    assert completion.token_ids == text[len(prompt) : len(prompt) + 60]
+
+    accepted, position = [], len(prompt) + 1
+    while position < len(prompt) + 60:
+        drafts = range(position, position + K)
+        accepted.append(next((i for i, p in enumerate(drafts) if p in wrong), K))
+        position += accepted[-1] + 1
+    assert [step.num_accepted for step in completion.steps[1:]] == accepted
+    if share_wrong == 0:
+        assert acceptance(completion.steps, K).length == K + 1
+
+
+def test_long_prompts_come_in_chunks(tmp_path: Path, folders: tuple[Path, Path]) -> None:
+    """A prompt longer than a chunk, beside a short one that is already being verified."""
+    length = PREFILL_CHUNK + 100
+    write_target(tmp_path / "target", max_position_embeddings=1024)
+    write_drafter(tmp_path / "drafter", max_position_embeddings=1024)
+    long_target = Target.from_pretrained(tmp_path / "target", tap_layer_ids=TAPS)
+    prompts = [[4, 5], torch.randint(50, (PREFILL_CHUNK + 60,)).tolist()]
+    outputs = [
+        [c.token_ids for c in engine.generate(prompts, 20)]
+        for engine in (
+            SpeculativeEngine(
+                long_target,
+                make_drafter(tmp_path / "drafter", 2, length=length),
+                max_requests=2,
+                max_length=length,
+            ),
+            SpeculativeEngine(long_target, None, max_requests=1, max_length=length),
+        )
+    ]
+    assert outputs[0] == outputs[1]
+
+
+def test_stop_token_ends_a_request_inside_a_step(
+    target: Target, folders: tuple[Path, Path]
+) -> None:
+    expected = plain(target, [PROMPTS[0]], 40)[0]
+    stop = expected[10]
+    end = expected.index(stop) + 1
+    drafter = Oracle.of(make_drafter(folders[1], 1), PROMPTS[0] + expected, set())
+    engine = SpeculativeEngine(target, drafter, max_requests=1, max_length=LENGTH)
+    (completion,) = engine.generate([PROMPTS[0]], 40, stop=[stop])
+    assert completion.token_ids == expected[:end]
+    assert completion.finish_reason == "stop"
+
+
+def test_up_to_the_last_position(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """A request may fill the context to its last position; drafts past it are not verified."""
+    write_target(tmp_path, max_position_embeddings=64)
+    target = Target.from_pretrained(tmp_path, tap_layer_ids=TAPS)
+    prompt = list(range(30))
+    drafter = make_drafter(folders[1], 1, length=64)
+    engine = SpeculativeEngine(target, drafter, max_requests=1, max_length=64)
+    (completion,) = engine.generate([prompt], 34)
+    engine = SpeculativeEngine(target, None, max_requests=1, max_length=64)
+    assert completion.token_ids == engine.generate([prompt], 34)[0].token_ids
+    assert completion.finish_reason == "length"
+
+
+def test_callbacks_give_every_token_once(target: Target, folders: tuple[Path, Path]) -> None:
+    engine = SpeculativeEngine(
+        target, make_drafter(folders[1], 2), max_requests=2, max_length=LENGTH
+    )
+    streamed: dict[int, list[int]] = {i: [] for i in range(len(PROMPTS))}
+    finished: list[int] = []
+    completions = engine.generate(
+        PROMPTS, 25, on_tokens=lambda i, ids: streamed[i].extend(ids), on_finish=finished.append
+    )
+    assert [streamed[i] for i in range(len(PROMPTS))] == [c.token_ids for c in completions]
+    assert sorted(finished) == list(range(len(PROMPTS)))
+
+
+@pytest.mark.parametrize(
+    ("prompts", "max_tokens", "message"),
+    [
+        ([[1], []], 5, "prompt 1 is empty"),
+        ([[50]], 5, "outside the target's vocabulary of 50"),
+        ([[-1]], 5, "outside the target's vocabulary of 50"),
+        ([[1] * 100], 21, "prompt 0 has 100 tokens; with 21 new ones that exceeds the context of 120"),
+        ([[1]], 0, "max_tokens must be at least 1, got 0"),
+    ],
+)
+def test_bad_prompts(
+    target: Target, prompts: list[list[int]], max_tokens: int, message: str
+) -> None:
+    engine = SpeculativeEngine(target, None, max_requests=1, max_length=LENGTH)
+    with pytest.raises(PromptError, match=message):
+        engine.generate(prompts, max_tokens)

@@ -1,0 +1,467 @@
+"""The training: rows and mask, resumption, refusals, what is exported, what is held out."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+from p_eagle_cuda.errors import CheckpointError, ConfigError
+from p_eagle_cuda.train import checkpointing, cod, continuations, corpus, drafter, export, model
+from p_eagle_cuda.train import target as target_module
+from p_eagle_cuda.train.__main__ import main
+from p_eagle_cuda.train.muon import Muon, orthogonalise
+from p_eagle_cuda.train.tokenizer import (
+    END_OF_TEXT_ID,
+    MASK_ID,
+    load_tokenizer,
+    save_tokenizer,
+    train_tokenizer,
+)
+
+SHAPE = model.Shape(
+    hidden_size=32,
+    intermediate_size=64,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    target_layers=4,
+    tap_layers=(1, 2, 3),
+    max_positions=320,
+)
+TARGET = target_module.TargetRecipe(
+    steps=6, batch_tokens=64, window=16, long_window=32, warmup=2, matrix_lr=1e-2
+)
+CONTINUATIONS = continuations.ContinuationRecipe(
+    batches=2, batch=6, length=40, shortest_prompt=8, longest_prompt=12, branch_rate=0.1
+)
+DRAFTER = drafter.DrafterRecipe(steps=6, batch=2, window=40, depths=4, warmup=2, corpus_every=2)
+
+
+@pytest.fixture(scope="session")
+def library() -> corpus.Corpus:
+    return corpus.load_corpus()
+
+
+@pytest.fixture(scope="session")
+def small_corpus(library: corpus.Corpus) -> corpus.Corpus:
+    return replace(library, training=library.training[:20], held_out=library.held_out[-2:])
+
+
+@pytest.fixture(scope="session")
+def trained(
+    small_corpus: corpus.Corpus, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder in which every stage has run, at toy size."""
+    folder = tmp_path_factory.mktemp("trained")
+    save_tokenizer(train_tokenizer(s.text for s in small_corpus.training), folder / "tokenizer")
+    target = target_module.train_target(folder, small_corpus, TARGET, SHAPE, save_every=3)
+    export.export_target(folder / "target", target, folder / "tokenizer")
+    continuations.write_continuations(folder, small_corpus, CONTINUATIONS, SHAPE)
+    trained = drafter.train_drafter(folder, small_corpus, DRAFTER, SHAPE, save_every=6)
+    export.export_drafter(folder / "drafter", trained, folder / "target", DRAFTER.depths)
+    return folder
+
+
+def copy_stages(source: Path, destination: Path, *names: str) -> None:
+    for name in names:
+        for path in [source / name, *sorted((source / name).rglob("*"))]:
+            if path.is_file():
+                copied = destination / path.relative_to(source)
+                copied.parent.mkdir(parents=True, exist_ok=True)
+                copied.write_bytes(path.read_bytes())
+
+
+def random_drafter(seed: int = 0) -> model.Drafter:
+    """Weights large enough that what a row sees decides what it says."""
+    generator = torch.Generator().manual_seed(seed)
+    made = model.Drafter(SHAPE).double().requires_grad_(False)
+    for parameter in made.parameters():
+        parameter.normal_(0, 0.3, generator=generator)
+    return made
+
+
+def random_target(seed: int = 0) -> model.Target:
+    generator = torch.Generator().manual_seed(seed)
+    made = model.Target(SHAPE).requires_grad_(False)
+    for parameter in made.parameters():
+        parameter.normal_(0, 0.3, generator=generator)
+    return made
+
+
+# Rows and mask
+
+
+@pytest.mark.parametrize(("anchors", "depths", "rate"), [(255, 8, 0.8), (9, 8, 0.8), (40, 3, 0.5)])
+def test_rows_are_nested_and_shrink_by_the_rate(anchors: int, depths: int, rate: float) -> None:
+    a, d = cod.sample_rows(anchors, depths, rate, torch.Generator().manual_seed(1))
+    by_depth = [set(a[d == depth].tolist()) for depth in range(depths)]
+    assert by_depth[0] == set(range(anchors))
+    assert a[d == 0].tolist() == list(range(anchors))
+    for depth in range(1, depths):
+        assert by_depth[depth] <= by_depth[depth - 1]
+        possible = min(int(anchors * rate**depth), anchors - depth)
+        assert len(by_depth[depth]) <= possible
+        assert len(by_depth[depth]) >= possible - depth  # those dropped at the end of the text
+    assert len(a) == sum(map(len, by_depth)), "a row occurs twice"
+    assert int((a + d).max()) + 1 <= anchors, "a label lies behind the text"
+
+
+def test_rows_differ_between_steps() -> None:
+    rows = [
+        cod.sample_rows(50, 4, 0.8, checkpointing.generator_for(0, "drafter", step))[0].tolist()
+        for step in (0, 1, 0)
+    ]
+    assert rows[0] == rows[2]
+    assert rows[0] != rows[1]
+
+
+def test_mask_is_the_papers() -> None:
+    anchors, depths = cod.sample_rows(12, 5, 0.8, torch.Generator().manual_seed(2))
+    mask = cod.visible(anchors, depths)
+    for q, (qa, qd) in enumerate(zip(anchors.tolist(), depths.tolist(), strict=True)):
+        for k, (ka, kd) in enumerate(zip(anchors.tolist(), depths.tolist(), strict=True)):
+            real_up_to_the_anchor = kd == 0 and ka <= qa
+            own_rollout = kd > 0 and ka == qa and kd <= qd
+            assert bool(mask[q, k]) == (real_up_to_the_anchor or own_rollout), (qa, qd, ka, kd)
+
+
+def test_packed_rows_equal_each_rollout_alone() -> None:
+    """What the dense mask computes at once is what inference computes rollout by rollout."""
+    made = random_drafter()
+    length, depths = 14, 4
+    text = torch.randint(MASK_ID, (1, length))
+    taps = torch.randn(1, length, 3 * SHAPE.hidden_size, dtype=torch.float64)
+    a, d = cod.sample_rows(length - 1, depths, 0.8, torch.Generator().manual_seed(3))
+    packed = made(
+        drafter.drafter_inputs(text, a, d), taps[:, : length - 1], a + d, cod.visible(a, d)
+    )[0]
+    compared = 0
+    for anchor in range(length - 1):
+        ids = torch.cat([text[:, 1 : anchor + 2], torch.full((1, depths - 1), MASK_ID)], 1)
+        alone = made(ids, taps[:, : anchor + 1], torch.arange(anchor + depths), None)[0, anchor:]
+        for row in (a == anchor).nonzero()[:, 0].tolist():
+            torch.testing.assert_close(packed[row], alone[d[row]])
+            compared += 1
+    assert compared == len(a)
+
+
+def test_rows_behind_a_foreign_token_are_left_out() -> None:
+    text = torch.randint(5, (3, 20))
+    argmax = torch.randint(5, (3, 20))
+    argmax[:, :-1] = torch.where(torch.rand(3, 19) < 0.8, text[:, 1:], argmax[:, :-1])
+    anchors, depths = cod.sample_rows(19, 5, 0.9, torch.Generator().manual_seed(4))
+    found = cod.on_policy(text, argmax, anchors + depths, depths)
+    for b in range(3):
+        for row, (a, d) in enumerate(zip(anchors.tolist(), depths.tolist(), strict=True)):
+            accepted = range(a + 2, a + d + 2)
+            expected = all(text[b, i] == argmax[b, i - 1] for i in accepted)
+            assert bool(found[b, row]) == expected, (b, a, d)
+    assert 0 < int(found.sum()) < found.numel()
+
+
+# Optimiser and tokenizer
+
+
+def test_muon_takes_the_step_of_torch_muon() -> None:
+    weights = [torch.randn(24, 16), torch.randn(16, 24), torch.randn(24, 16)]
+    ours = [w.clone().requires_grad_() for w in weights]
+    theirs = [w.clone().requires_grad_() for w in weights]
+    mine = Muon(ours, lr=0.1, weight_decay=0.1)
+    reference = torch.optim.Muon(
+        theirs, lr=0.1, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"
+    )
+    for _ in range(3):
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad = torch.randn(a.shape)
+            b.grad = a.grad.clone()
+        mine.step()
+        reference.step()
+    for a, b, w in zip(ours, theirs, weights, strict=True):
+        change = (b - w).norm()
+        assert (a - b).norm() < 0.02 * change, "more than torch's bfloat16 explains"
+
+
+def test_orthogonalised_matrices_have_singular_values_near_one() -> None:
+    values = torch.linalg.svdvals(orthogonalise(torch.randn(3, 20, 50)))
+    assert values.min() > 0.5
+    assert values.max() < 1.3
+
+
+def test_tokenizer_round_trip_and_hugging_face_agreement(trained: Path) -> None:
+    text = 'def f(x):\n\n\n    return {"é": 1234, "\\t": x}  # 日本\n\tdone\r\n'
+    tokenizer = load_tokenizer(trained / "tokenizer")
+    ids = tokenizer.encode(text).ids
+    assert tokenizer.decode(ids) == text
+    assert max(ids) < END_OF_TEXT_ID
+    assert AutoTokenizer.from_pretrained(trained / "target")(text)["input_ids"] == ids
+    assert tokenizer.token_to_id("<|endoftext|>") == END_OF_TEXT_ID
+    assert tokenizer.token_to_id("<|mask|>") == MASK_ID
+
+
+# Corpus
+
+
+def test_no_held_out_module_is_trained_on(library: corpus.Corpus) -> None:
+    assert not {s.group for s in library.training} & {s.group for s in library.held_out}
+    size = [sum(len(s.text) for s in part) for part in (library.training, library.held_out)]
+    assert 0.01 < size[1] / sum(size) < 0.1
+    trained_on = "\n".join(source.text for source in library.training)
+    prompts = corpus.held_out_prompts(library)
+    assert len(prompts) >= 32
+    assert len(set(prompts)) == len(prompts)
+    for prompt in corpus.held_out_prompts(library, lines=6):
+        assert prompt not in trained_on
+
+
+def test_copies_of_held_out_text_are_dropped(tmp_path: Path) -> None:
+    held_out = next(name for name in ("os", "re", "shutil") if corpus.is_held_out(name))
+    text = "".join(f"value_{i} = {i}\n" for i in range(30))
+    (tmp_path / f"{held_out}.py").write_text(text)
+    (tmp_path / "copied.py").write_text(text + "extra = 1\n")
+    (tmp_path / "fresh.py").write_text("".join(f"other_{i} = {i}\n" for i in range(30)))
+    (tmp_path / "latin.py").write_bytes(b"name = '\xe9'\n")
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "check.py").write_text("checked = 1\n")
+    found = corpus.load_corpus(tmp_path)
+    assert [s.path for s in found.training] == ["fresh.py"]
+    assert [s.path for s in found.held_out] == [f"{held_out}.py"]
+    assert found.skipped["copied.py"] == "repeats held-out text"
+    assert "utf-8" in found.skipped["latin.py"]
+
+
+def test_a_private_twin_goes_with_its_module() -> None:
+    names = {"_pyio.py": "io", "_strptime.py": "strptime", "json/decoder.py": "json", "py.py": "py"}
+    for path, group in names.items():
+        assert corpus.module_group(Path(path)) == group
+
+
+# Models and export
+
+
+def test_exported_target_is_a_hugging_face_llama(trained: Path) -> None:
+    ours = export.load_target(trained / "target", SHAPE)
+    theirs = LlamaForCausalLM.from_pretrained(trained / "target", dtype=torch.float32)
+    text = torch.randint(MASK_ID, (2, 50))
+    with torch.no_grad():
+        logits, taps = ours.run(text)
+        expected = theirs(text, output_hidden_states=True)
+    torch.testing.assert_close(logits, expected.logits)
+    entering = torch.cat([expected.hidden_states[i] for i in SHAPE.tap_layers], -1)
+    torch.testing.assert_close(taps, entering)
+
+
+def test_exported_drafter_has_the_names_and_types_of_its_format(trained: Path) -> None:
+    config = json.loads((trained / "drafter" / "config.json").read_text())
+    assert config["eagle_aux_hidden_state_layer_ids"] == [1, 2, 3]
+    assert config["ptd_token_id"] == MASK_ID
+    assert config["draft_vocab_size"] == config["vocab_size"] == 512
+    from safetensors import safe_open
+
+    with safe_open(trained / "drafter" / "model.safetensors", "pt") as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+        types = {file.get_slice(name).get_dtype() for name in file.keys()}
+    hidden = SHAPE.hidden_size
+    assert types == {"BF16"}
+    assert shapes["mask_hidden"] == (1, 1, 3 * hidden)
+    assert shapes["fc.weight"] == (hidden, 3 * hidden)
+    assert shapes["midlayer.self_attn.q_proj.weight"] == (64, 2 * hidden)
+    assert shapes["midlayer.hidden_norm.weight"] == (hidden,)
+    assert shapes["layers.3.self_attn.k_proj.weight"] == (32, hidden)
+    assert "layers.1.hidden_norm.weight" not in shapes
+    assert not any(name.startswith("layers.0.") for name in shapes)
+
+
+def test_drafter_starts_with_what_its_target_knows() -> None:
+    target, made = random_target(), model.Drafter(SHAPE)
+    drafter.start_from_target(made, target, torch.Generator().manual_seed(0))
+    assert torch.equal(made.embed_tokens.weight, target.embed_tokens.weight)
+    assert torch.equal(made.lm_head.weight, target.embed_tokens.weight)
+    for mine, theirs in (("1", 1), ("2", 2), ("3", 3)):
+        copied, original = made.layers[mine].state_dict(), target.layers[theirs].state_dict()
+        assert all(torch.equal(copied[name], original[name]) for name in original)
+
+
+def test_cached_decoding_is_greedy_decoding() -> None:
+    target = random_target()
+    prompts = torch.randint(MASK_ID, (3, 5))
+    recipe = replace(CONTINUATIONS, length=20)
+    found = continuations.continue_text(target, prompts, recipe, None)
+    text = prompts
+    while text.shape[1] < 20:
+        text = torch.cat([text, target(text)[:, -1].argmax(-1)[:, None]], 1)
+    assert torch.equal(found, text)
+
+
+def test_loops_are_found_where_they_begin() -> None:
+    fresh = torch.arange(40)
+    looping = torch.cat([torch.arange(10), torch.arange(100, 106).repeat(5)])
+    slow = torch.cat([torch.arange(4), torch.arange(100, 118), torch.arange(100, 118)])
+    assert continuations.loop_starts(fresh[None]).tolist() == [40]
+    assert continuations.loop_starts(looping[None]).tolist() == [16]
+    assert continuations.loop_starts(slow[None]).tolist() == [22]
+    assert continuations.loop_starts(torch.stack([fresh, looping])).tolist() == [40, 16]
+
+
+def test_estimated_acceptance_is_that_of_speculative_decoding(trained: Path) -> None:
+    """The walk over one dense pass against drafting and verifying token by token."""
+    target = export.load_target(trained / "target", SHAPE)
+    made = export.load_drafter(trained / "drafter", trained / "target", SHAPE)
+    prompt, length, drafted = 6, 60, 3
+    recipe = replace(CONTINUATIONS, length=length)
+    text = continuations.continue_text(
+        target, torch.randint(MASK_ID, (4, prompt)), recipe, None
+    )
+    found = drafter.evaluate(made, target, text, drafted, prompt)
+
+    counts = []
+    for ids in text:
+        known = prompt + 1
+        while known < length - drafted:
+            taps = target.run(ids[None, :known])[1][:, : known - 1]
+            rows = torch.cat([ids[1:known], torch.full((drafted - 1,), MASK_ID)])
+            logits = made(rows[None], taps, torch.arange(len(rows)), None)[0, known - 2 :]
+            right = (logits.argmax(-1) == ids[known : known + drafted]).long().cumprod(0)
+            counts.append(int(right.sum()))
+            known += counts[-1] + 1
+    accepted = torch.tensor(counts)
+    assert found.length == pytest.approx(1 + accepted.float().mean().item())
+    assert found.per_position == pytest.approx(
+        [(accepted > d).float().mean().item() for d in range(drafted)]
+    )
+    assert len(set(counts)) > 1, "a drafter that is always wrong or always right proves nothing"
+
+
+# Resumption and refusals
+
+
+class Killed(Exception):
+    """Stands for the process being killed."""
+
+
+def run_stage(stage: str, folder: Path, small_corpus: corpus.Corpus) -> None:
+    if stage == "target":
+        target_module.train_target(folder, small_corpus, TARGET, SHAPE, save_every=2)
+    elif stage == "continuations":
+        continuations.write_continuations(folder, small_corpus, CONTINUATIONS, SHAPE)
+    else:
+        drafter.train_drafter(folder, small_corpus, DRAFTER, SHAPE, save_every=2)
+
+
+def tensors_in(value: Any, path: str = "") -> dict[str, Tensor]:
+    if isinstance(value, Tensor):
+        return {path: value}
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    return {
+        name: tensor
+        for key, part in items
+        if isinstance(part, (Tensor, dict, list))
+        for name, tensor in tensors_in(part, f"{path}/{key}").items()
+    }
+
+
+@pytest.mark.parametrize("how", ["killed", "interrupted"])
+@pytest.mark.parametrize("stage", ["target", "continuations", "drafter"])
+def test_resumed_run_ends_with_the_same_bits(
+    stage: str,
+    how: str,
+    trained: Path,
+    small_corpus: corpus.Corpus,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if stage == "continuations" and how == "interrupted":
+        how = "killed"  # this stage has no step to finish: Ctrl-C is a kill
+    copy_stages(trained, tmp_path, "tokenizer", "target")
+    if stage == "drafter":
+        copy_stages(trained, tmp_path, "continuations.ckpt")
+    calls = 0
+
+    def stopping(*arguments: Any) -> torch.Generator:
+        nonlocal calls
+        calls += arguments[1] == stage
+        if calls == {"target": 4, "continuations": 2, "drafter": 4}[stage]:
+            if how == "killed":
+                raise Killed
+            os.kill(os.getpid(), signal.SIGINT)
+        return checkpointing.generator_for(*arguments)
+
+    module = {"target": target_module, "continuations": continuations, "drafter": drafter}[stage]
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "generator_for", stopping)
+        with pytest.raises(Killed if how == "killed" else KeyboardInterrupt):
+            run_stage(stage, tmp_path, small_corpus)
+    halfway = torch.load(tmp_path / f"{stage}.ckpt", weights_only=True)
+    if stage != "continuations":
+        assert halfway["step"] == (2 if how == "killed" else 4)
+    run_stage(stage, tmp_path, small_corpus)
+
+    resumed = tensors_in(torch.load(tmp_path / f"{stage}.ckpt", weights_only=True))
+    straight = tensors_in(torch.load(trained / f"{stage}.ckpt", weights_only=True))
+    assert resumed.keys() == straight.keys()
+    assert all(torch.equal(resumed[name], straight[name]) for name in straight)
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_refuses_to_resume_with_other_settings(
+    trained: Path, small_corpus: corpus.Corpus
+) -> None:
+    with pytest.raises(CheckpointError, match=r"target\.ckpt: was made with matrix_lr=0\.01, .*0\.5"):
+        target_module.train_target(
+            trained, small_corpus, replace(TARGET, matrix_lr=0.5), SHAPE
+        )
+    with pytest.raises(CheckpointError, match=r"continuations\.ckpt: was made with branch_rate"):
+        continuations.write_continuations(
+            trained, small_corpus, replace(CONTINUATIONS, branch_rate=0.5), SHAPE
+        )
+    with pytest.raises(CheckpointError, match=r"drafter\.ckpt: was made with depths=4, .* 5"):
+        drafter.train_drafter(trained, small_corpus, replace(DRAFTER, depths=5), SHAPE)
+
+
+def test_refuses_another_target(
+    trained: Path, small_corpus: corpus.Corpus, tmp_path: Path
+) -> None:
+    names = ("tokenizer", "continuations.ckpt", "drafter.ckpt", "drafter")
+    copy_stages(trained, tmp_path, *names)
+    export.export_target(tmp_path / "target", random_target(7), tmp_path / "tokenizer")
+    with pytest.raises(ConfigError, match="was written by the target with sha256"):
+        drafter.train_drafter(tmp_path, small_corpus, DRAFTER, SHAPE)
+    with pytest.raises(CheckpointError, match="continuations.ckpt: was made with target_sha256"):
+        continuations.write_continuations(tmp_path, small_corpus, CONTINUATIONS, SHAPE)
+    with pytest.raises(CheckpointError, match="drafter: was trained for the target with sha256"):
+        export.load_drafter(tmp_path / "drafter", tmp_path / "target", SHAPE)
+
+
+def test_refuses_a_damaged_checkpoint(
+    trained: Path, small_corpus: corpus.Corpus, tmp_path: Path
+) -> None:
+    copy_stages(trained, tmp_path, "tokenizer", "target.ckpt")
+    content = (tmp_path / "target.ckpt").read_bytes()
+    (tmp_path / "target.ckpt").write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match=r"target\.ckpt: not a readable checkpoint"):
+        target_module.train_target(tmp_path, small_corpus, TARGET, SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        ("target", "run the stage `tokenizer` first"),
+        ("continuations", "run the stage `target` first"),
+        ("drafter", "run the stage `target` first"),
+    ],
+)
+def test_command_line_says_which_stage_is_missing(
+    stage: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([stage, "--out", str(tmp_path)]) == 2
+    last_line = capsys.readouterr().err.splitlines()[-1]
+    assert last_line.startswith("error: ")
+    assert message in last_line
