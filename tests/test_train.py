@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaForCausalLM
 
@@ -57,9 +58,7 @@ def small_corpus(library: corpus.Corpus) -> corpus.Corpus:
 
 
 @pytest.fixture(scope="session")
-def trained(
-    small_corpus: corpus.Corpus, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def trained(small_corpus: corpus.Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which every stage has run, at toy size."""
     folder = tmp_path_factory.mktemp("trained")
     save_tokenizer(train_tokenizer(s.text for s in small_corpus.training), folder / "tokenizer")
@@ -176,9 +175,7 @@ def test_muon_takes_the_step_of_torch_muon() -> None:
     ours = [w.clone().requires_grad_() for w in weights]
     theirs = [w.clone().requires_grad_() for w in weights]
     mine = Muon(ours, lr=0.1, weight_decay=0.1)
-    reference = torch.optim.Muon(
-        theirs, lr=0.1, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"
-    )
+    reference = torch.optim.Muon(theirs, lr=0.1, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     for _ in range(3):
         for a, b in zip(ours, theirs, strict=True):
             a.grad = torch.randn(a.shape)
@@ -264,11 +261,10 @@ def test_exported_drafter_has_the_names_and_types_of_its_format(trained: Path) -
     assert config["eagle_aux_hidden_state_layer_ids"] == [1, 2, 3]
     assert config["ptd_token_id"] == MASK_ID
     assert config["draft_vocab_size"] == config["vocab_size"] == 512
-    from safetensors import safe_open
-
     with safe_open(trained / "drafter" / "model.safetensors", "pt") as file:
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-        types = {file.get_slice(name).get_dtype() for name in file.keys()}
+        names = list(file.keys())
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+        types = {file.get_slice(name).get_dtype() for name in names}
     hidden = SHAPE.hidden_size
     assert types == {"BF16"}
     assert shapes["mask_hidden"] == (1, 1, 3 * hidden)
@@ -317,9 +313,7 @@ def test_estimated_acceptance_is_that_of_speculative_decoding(trained: Path) -> 
     made = export.load_drafter(trained / "drafter", trained / "target", SHAPE)
     prompt, length, drafted = 6, 60, 3
     recipe = replace(CONTINUATIONS, length=length)
-    text = continuations.continue_text(
-        target, torch.randint(MASK_ID, (4, prompt)), recipe, None
-    )
+    text = continuations.continue_text(target, torch.randint(MASK_ID, (4, prompt)), recipe, None)
     found = drafter.evaluate(made, target, text, drafted, prompt)
 
     counts = []
@@ -343,7 +337,7 @@ def test_estimated_acceptance_is_that_of_speculative_decoding(trained: Path) -> 
 # Resumption and refusals
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Stands for the process being killed."""
 
 
@@ -390,14 +384,14 @@ def test_resumed_run_ends_with_the_same_bits(
         calls += arguments[1] == stage
         if calls == {"target": 4, "continuations": 2, "drafter": 4}[stage]:
             if how == "killed":
-                raise Killed
+                raise KilledError
             os.kill(os.getpid(), signal.SIGINT)
         return checkpointing.generator_for(*arguments)
 
     module = {"target": target_module, "continuations": continuations, "drafter": drafter}[stage]
     with monkeypatch.context() as patch:
         patch.setattr(module, "generator_for", stopping)
-        with pytest.raises(Killed if how == "killed" else KeyboardInterrupt):
+        with pytest.raises(KilledError if how == "killed" else KeyboardInterrupt):
             run_stage(stage, tmp_path, small_corpus)
     halfway = torch.load(tmp_path / f"{stage}.ckpt", weights_only=True)
     if stage != "continuations":
@@ -411,13 +405,11 @@ def test_resumed_run_ends_with_the_same_bits(
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_refuses_to_resume_with_other_settings(
-    trained: Path, small_corpus: corpus.Corpus
-) -> None:
-    with pytest.raises(CheckpointError, match=r"target\.ckpt: was made with matrix_lr=0\.01, .*0\.5"):
-        target_module.train_target(
-            trained, small_corpus, replace(TARGET, matrix_lr=0.5), SHAPE
-        )
+def test_refuses_to_resume_with_other_settings(trained: Path, small_corpus: corpus.Corpus) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"target\.ckpt: was made with matrix_lr=0\.01, .*0\.5"
+    ):
+        target_module.train_target(trained, small_corpus, replace(TARGET, matrix_lr=0.5), SHAPE)
     with pytest.raises(CheckpointError, match=r"continuations\.ckpt: was made with branch_rate"):
         continuations.write_continuations(
             trained, small_corpus, replace(CONTINUATIONS, branch_rate=0.5), SHAPE
@@ -426,15 +418,13 @@ def test_refuses_to_resume_with_other_settings(
         drafter.train_drafter(trained, small_corpus, replace(DRAFTER, depths=5), SHAPE)
 
 
-def test_refuses_another_target(
-    trained: Path, small_corpus: corpus.Corpus, tmp_path: Path
-) -> None:
+def test_refuses_another_target(trained: Path, small_corpus: corpus.Corpus, tmp_path: Path) -> None:
     names = ("tokenizer", "continuations.ckpt", "drafter.ckpt", "drafter")
     copy_stages(trained, tmp_path, *names)
     export.export_target(tmp_path / "target", random_target(7), tmp_path / "tokenizer")
     with pytest.raises(ConfigError, match="was written by the target with sha256"):
         drafter.train_drafter(tmp_path, small_corpus, DRAFTER, SHAPE)
-    with pytest.raises(CheckpointError, match="continuations.ckpt: was made with target_sha256"):
+    with pytest.raises(CheckpointError, match=r"continuations\.ckpt: was made with target_sha256"):
         continuations.write_continuations(tmp_path, small_corpus, CONTINUATIONS, SHAPE)
     with pytest.raises(CheckpointError, match="drafter: was trained for the target with sha256"):
         export.load_drafter(tmp_path / "drafter", tmp_path / "target", SHAPE)
