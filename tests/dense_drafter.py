@@ -21,9 +21,7 @@ class DenseDrafter:
 
     def __init__(self, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         self.config = config
-        self.tensors = {
-            n: t.double() if t.is_floating_point() else t for n, t in tensors.items()
-        }
+        self.tensors = {n: t.double() if t.is_floating_point() else t for n, t in tensors.items()}
         is_qwen3 = any("Qwen3" in name for name in config["architectures"])
         self.hf_config = self._hf_config(Qwen3Config if is_qwen3 else LlamaConfig)
         layer_class = Qwen3DecoderLayer if is_qwen3 else LlamaDecoderLayer

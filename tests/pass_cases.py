@@ -66,7 +66,15 @@ def simulate(
 
     def passes() -> Iterator[Pass]:
         for step in range(num_steps + 1):
-            tokens, positions, rows, starts, rejected, following, valid = [], [], [], [0], [], [], []
+            tokens, positions, rows, starts, rejected, following, valid = (
+                [],
+                [],
+                [],
+                [0],
+                [],
+                [],
+                [],
+            )
             for request, prompt in zip(requests, prompt_lengths, strict=True):
                 length = prompt if step == 0 else K + 1
                 reject = 0 if step == 0 else int(torch.randint(K + 1, (1,), generator=g))

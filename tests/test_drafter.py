@@ -1,4 +1,4 @@
-"""The drafter as users call it: passes through ops, against the reference's whole pass in float64."""
+"""The drafter as users call it, pass by pass, against the reference's whole pass in float64."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+
 from checkpoints import write_drafter, write_target
 from numerics import assert_as_accurate_as_torch
-from pass_cases import Pass, simulate
-
 from p_eagle_cuda import Drafter, reference
 from p_eagle_cuda.config import DrafterConfig
 from p_eagle_cuda.errors import CheckpointError
 from p_eagle_cuda.kv_cache import allocate_cache
 from p_eagle_cuda.weights import load_drafter_weights
+from pass_cases import Pass, simulate
 
 K, BLOCK_SIZE, TOP_K = 4, 16, 3
 PROMPTS = [1, 17, 40]
@@ -177,7 +177,7 @@ def test_prompt_in_chunks_equals_prompt_at_once(tmp_path: Path) -> None:
 
 
 def test_embedding_and_head_of_the_target(tmp_path: Path) -> None:
-    """A checkpoint without its own table and head takes the target's, or says that it needs them."""
+    """A checkpoint without its own takes the target's, or says that it needs them."""
     tensors = write_drafter(tmp_path, target_hidden_size=64)
     kept = {n: t for n, t in tensors.items() if n not in ("embed_tokens.weight", "lm_head.weight")}
     from safetensors.torch import save_file
@@ -188,7 +188,7 @@ def test_embedding_and_head_of_the_target(tmp_path: Path) -> None:
         target_lm_head=tensors["lm_head.weight"], **SIZES,
     )  # fmt: skip
     assert torch.equal(shared.weights.embedding, tensors["embed_tokens.weight"])
-    with pytest.raises(CheckpointError, match="embed_tokens.weight"):
+    with pytest.raises(CheckpointError, match=r"embed_tokens\.weight"):
         Drafter.from_pretrained(tmp_path, **SIZES)
 
 

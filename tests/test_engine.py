@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import write_drafter, write_target
 
+from checkpoints import write_drafter, write_target
 from p_eagle_cuda.drafter import Drafter, Drafts
 from p_eagle_cuda.engine import PREFILL_CHUNK, SpeculativeEngine, max_target_rows, num_blocks
 from p_eagle_cuda.errors import PromptError
@@ -55,7 +55,7 @@ class Oracle(Drafter):
         drafter.text, drafter.wrong = text, wrong
         return drafter
 
-    def propose(self, target_tokens, target_positions, taps, query_start, num_rejected, *rest):  # noqa: ANN001, ANN002, ANN201, D102
+    def propose(self, target_tokens, target_positions, taps, query_start, num_rejected, *rest):  # noqa: ANN001, ANN002, ANN201
         drafts = super().propose(
             target_tokens, target_positions, taps, query_start, num_rejected, *rest
         )
@@ -183,7 +183,11 @@ def test_callbacks_give_every_token_once(target: Target, folders: tuple[Path, Pa
         ([[1], []], 5, "prompt 1 is empty"),
         ([[50]], 5, "outside the target's vocabulary of 50"),
         ([[-1]], 5, "outside the target's vocabulary of 50"),
-        ([[1] * 100], 21, "prompt 0 has 100 tokens; with 21 new ones that exceeds the context of 120"),
+        (
+            [[1] * 100],
+            21,
+            "prompt 0 has 100 tokens; with 21 new ones that exceeds the context of 120",
+        ),
         ([[1]], 0, "max_tokens must be at least 1, got 0"),
     ],
 )

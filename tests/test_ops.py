@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from numerics import assert_as_accurate_as_torch, assert_rounded_once, double
-from op_cases import CASES, N_REAL, OUTPUTS, SENTINEL, Arguments
 from torch import Tensor
 
+from numerics import assert_as_accurate_as_torch, assert_rounded_once, double
+from op_cases import CASES, N_REAL, OUTPUTS, SENTINEL, Arguments
 from p_eagle_cuda import ops, reference
 
 OPS = sorted(CASES)
@@ -87,14 +87,10 @@ def run_reference(name: str, a: Arguments) -> dict[str, Tensor]:
         )  # fmt: skip
         return {"out": out}
     if name == "linear_residual":
-        residual = reference.linear_residual(
-            a["x"][:n], a["weight"], a["bias"], a["residual"][:n]
-        )
+        residual = reference.linear_residual(a["x"][:n], a["weight"], a["bias"], a["residual"][:n])
         return {"residual": residual}
     if name == "norm_swiglu":
-        return {
-            "out": reference.norm_swiglu(a["x"][:n], a["norm_weight"], a["gate_up"], a["eps"])
-        }
+        return {"out": reference.norm_swiglu(a["x"][:n], a["norm_weight"], a["gate_up"], a["eps"])}
     ids, logits, lse = reference.lm_head_topk(
         a["x"], a["sample_rows"], a["norm_weight"], a["weight"], a["draft_to_target"],
         a["ids"].shape[1], a["eps"],

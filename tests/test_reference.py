@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+
 from checkpoints import drafter_config, drafter_tensors, write_checkpoint
 from dense_drafter import DenseDrafter, causal, parallel_mask
-from pass_cases import simulate
-
 from p_eagle_cuda import reference
 from p_eagle_cuda.config import DrafterConfig
 from p_eagle_cuda.kv_cache import allocate_cache
 from p_eagle_cuda.weights import DrafterWeights, load_drafter_weights
+from pass_cases import simulate
 
 K = 4
 BLOCK_SIZE = 16
@@ -70,7 +70,7 @@ def assert_same_drafts(
 def test_passes_equal_dense_recomputation(variant: str, tmp_path: Path) -> None:
     """Prefill and ragged verification steps over a paged cache, against Hugging Face layers.
 
-    Each time the dense drafter starts from nothing: all accepted rows, then K - 1 mask rows, causal.
+    Each time the dense drafter starts from nothing: all accepted rows, then K - 1 masks, causal.
     """
     config, weights, dense = load(tmp_path, VARIANTS[variant])
     n, width = config.num_taps, config.target_hidden_size

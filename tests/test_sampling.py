@@ -39,7 +39,9 @@ def test_impossible_tokens_are_never_drawn() -> None:
 
 
 def test_keyed_uniform_depends_on_every_part_of_the_key() -> None:
-    values = {keyed_uniform(*key) for key in ((1, 2, 3), (2, 2, 3), (1, 3, 3), (1, 2, 4), (3, 2, 1))}
+    values = {
+        keyed_uniform(*key) for key in ((1, 2, 3), (2, 2, 3), (1, 3, 3), (1, 2, 4), (3, 2, 1))
+    }
     assert len(values) == 5
     assert keyed_uniform(1, 2, 3) == keyed_uniform(1, 2, 3)
 

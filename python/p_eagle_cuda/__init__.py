@@ -12,7 +12,7 @@ from typing import Any
 
 _HOME = {"Drafter": "drafter", "DrafterConfig": "config", "SpeculativeEngine": "engine"}
 
-__all__ = ["Drafter", "DrafterConfig", "SpeculativeEngine", "__version__", "ops"]  # noqa: F822
+__all__ = ["Drafter", "DrafterConfig", "SpeculativeEngine", "__version__", "ops"]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the attribute is

@@ -118,9 +118,11 @@ def _generate(options: argparse.Namespace) -> int:
         report = _run_streaming(generator, texts[0], prompts, options.max_tokens, sampling)
     else:
         with tqdm(total=2 * len(prompts), unit="prompt", disable=len(prompts) == 1) as bar:
-            report = generator.run(
-                prompts, options.max_tokens, on_finish=lambda _: bar.update(), **sampling
-            )
+
+            def advance(_: int) -> None:
+                bar.update()
+
+            report = generator.run(prompts, options.max_tokens, on_finish=advance, **sampling)
     if options.json:
         print(json.dumps(report.as_json()))
     else:

@@ -128,9 +128,7 @@ class SpeculativeEngine:
         while waiting or active:
             while waiting and lanes:
                 index, prompt = waiting.popleft()
-                active.append(
-                    _Request(index, lanes.pop(), list(prompt), len(prompt), max_tokens)
-                )
+                active.append(_Request(index, lanes.pop(), list(prompt), len(prompt), max_tokens))
             before = [len(r.tokens) for r in active]
             self._step(active, temperature, seed, stop)
             for request, length in zip(active, before, strict=True):
@@ -197,7 +195,11 @@ class SpeculativeEngine:
         self, active: Sequence[_Request], queries: Sequence[Sequence[int]]
     ) -> tuple[TargetRows, Tensor]:
         """The pass's rows, and the indices of those whose logits are needed."""
-        token_ids, positions, lane_of_row, starts, sampled = [], [], [], [0], []
+        token_ids: list[int] = []
+        positions: list[int] = []
+        lane_of_row: list[int] = []
+        sampled: list[int] = []
+        starts = [0]
         for request, query in zip(active, queries, strict=True):
             first = request.num_computed
             if _reaches_end(request, query):

@@ -1,4 +1,4 @@
-"""Allocates paged key/value caches, in the layout that vLLM 0.27 and later give a drafter's layers."""
+"""Allocates paged key/value caches, laid out as vLLM 0.27 and later lay out a drafter's."""
 
 from __future__ import annotations
 

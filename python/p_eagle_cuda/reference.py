@@ -326,7 +326,7 @@ def widen(x: Tensor) -> Tensor:
 
 
 def _storage(x: Tensor) -> Tensor:
-    """The same bytes in a dtype that can be indexed: PyTorch has no FP8 index kernels on the CPU."""
+    """The same bytes in a dtype that can be indexed: the CPU has no FP8 index kernels."""
     return x.view(torch.uint8) if x.dtype.itemsize == 1 else x
 
 

@@ -246,7 +246,7 @@ class Target:
 
 
 def _eos_token_ids(fields: ConfigFields) -> tuple[int, ...]:
-    """`eos_token_id` of generation_config.json, which serving engines go by, else of config.json."""
+    """`eos_token_id` of generation_config.json, which engines go by, else of config.json."""
     generation = fields.file.with_name("generation_config.json")
     if generation.is_file():
         own = ConfigFields.read(generation)

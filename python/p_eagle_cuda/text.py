@@ -42,7 +42,7 @@ def encode_prompt(tokenizer: Tokenizer, text: str, bos_token_id: int | None) -> 
 
 
 def read_prompts(path: str | Path) -> list[str]:
-    """The prompts of a JSON Lines file, ``{"prompt": "..."}`` on each line; blank lines are skipped.
+    """The prompts of a JSON Lines file, ``{"prompt": "..."}`` a line; blank lines are skipped.
 
     Raises:
         PromptError: The file cannot be read, is not UTF-8, or a line is not such an object.

@@ -107,7 +107,5 @@ def lm_head_topk(
             torch.empty(N, top_k, dtype=wide, device=x.device),
             torch.empty(N, dtype=wide, device=x.device),
         )
-    torch.ops.p_eagle.lm_head_topk(
-        x, sample_rows, norm_weight, weight, draft_to_target, eps, *out
-    )
+    torch.ops.p_eagle.lm_head_topk(x, sample_rows, norm_weight, weight, draft_to_target, eps, *out)
     return out

@@ -39,7 +39,9 @@ def _check_qkv_rope_cache(
     check_matrix(op, "x", x)
     dtype = check_working_dtype(op, "x", x)
     check(q.ndim == 3, f"{op}: `q` must be [R, Nq, D], got {q.ndim}-D")
-    check(k_cache.ndim == 4, f"{op}: `k_cache` must be [blocks, Nkv, block, D], got {k_cache.ndim}-D")
+    check(
+        k_cache.ndim == 4, f"{op}: `k_cache` must be [blocks, Nkv, block, D], got {k_cache.ndim}-D"
+    )
     (R, Hin), (_, Nq, D), Nkv = x.shape, q.shape, k_cache.shape[1]
     heads = Nq + 2 * Nkv
     check_tensor(op, "x", x, dtype, R, Hin)

@@ -1,0 +1,270 @@
+"""The command line: what it prints, and one line with exit code 2 for every user's error."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from checkpoints import write_drafter, write_target
+from p_eagle_cuda import ops
+from p_eagle_cuda.cli import main
+
+V = 300
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A toy target and drafter over bytes; its texts are nonsense."""
+    path = tmp_path_factory.mktemp("pair")
+    write_target(path / "target", vocab_size=V)
+    write_drafter(path / "drafter", vocab_size=V, draft_vocab_size=V, ptd_token_id=V - 1)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=V - 1, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(["def quicksort(xs): return xs"] * 2, trainer)
+    tokenizer.save(str(path / "target" / "tokenizer.json"))
+    return path
+
+
+@pytest.fixture
+def run(pair: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run `p-eagle-cuda generate` on the toy pair: (exit code, output, errors)."""
+
+    def run(*arguments: str, target: Path | None = None, drafter: Path | None = None) -> Any:
+        folders = [
+            "--target", str(target or pair / "target"), "--drafter",
+            str(drafter or pair / "drafter"),
+        ]  # fmt: skip
+        try:
+            code = main(["generate", *arguments, *folders])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_streams_the_text_and_reports(run: Callable[..., Any]) -> None:
+    code, out, err = run("def f(", "--max-tokens", "20")
+    assert code == 0, err
+    assert out.startswith("def f(")
+    assert "at K = 5" in out
+    assert "for 20 tokens" in out
+    assert "yes, equal to plain greedy decoding token for token" in out
+
+
+def test_json_report(run: Callable[..., Any]) -> None:
+    code, out, _ = run("def f(", "--max-tokens", "20", "--json", "--k", "3")
+    report = json.loads(out)
+    assert code == 0
+    assert report["lossless"] is True
+    assert len(report["outputs"]) == len(report["texts"]) == 1
+    assert len(report["outputs"][0]) == 20
+    assert len(report["per_position"]) == 3
+    expected = 1 + sum(report["per_position"])
+    assert report["acceptance_length"] == pytest.approx(expected)
+    assert 20 / 4 <= report["target_steps"] <= 20
+    assert report["tokens_per_s"] > 0
+    assert report["tokens_per_s_plain"] > 0
+
+
+def test_sampling_is_reproducible_and_lossless(run: Callable[..., Any]) -> None:
+    def outputs(*arguments: str) -> list[list[int]]:
+        code, out, err = run("x", "--max-tokens", "30", "--json", "--temperature", "1", *arguments)
+        assert code == 0, err
+        report = json.loads(out)
+        assert report["lossless"]
+        return report["outputs"]
+
+    assert outputs("--seed", "3") == outputs("--seed", "3", "--k", "2")
+    assert outputs("--seed", "3") != outputs("--seed", "4")
+
+
+def test_a_file_of_prompts(run: Callable[..., Any], tmp_path: Path) -> None:
+    prompts = ["def a(", "class B:", "", "déjà"]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("\n\n".join(json.dumps({"prompt": p}) for p in prompts), encoding="utf-8")
+    batch = ("--prompts", str(file), "--max-tokens", "12", "--json")
+    reports = [json.loads(run(*batch, "--batch-size", n)[1]) for n in ("1", "3")]
+    assert reports[0]["outputs"] == reports[1]["outputs"]
+    assert len(reports[0]["outputs"]) == 4
+    code, out, _ = run("déjà", "--max-tokens", "12", "--json")
+    assert code == 0
+    assert json.loads(out)["outputs"][0] == reports[0]["outputs"][3]
+
+
+def test_a_different_text_is_exit_code_1(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Break verification: every draft counts as accepted."""
+    monkeypatch.setattr("p_eagle_cuda.engine.count_accepted", lambda drafts, _: len(drafts))
+    monkeypatch.setattr(
+        "p_eagle_cuda.engine.SpeculativeEngine._query",
+        lambda self, r: r.tokens[r.num_computed :] + (r.drafts if r.num_generated else []),
+    )
+    code, out, _ = run("def f(", "--max-tokens", "20")
+    assert code == 1
+    assert "NO, prompt 0 differs from plain greedy decoding at token" in out
+
+
+def test_k_beyond_training_is_noted_and_works(
+    run: Callable[..., Any], pair: Path, tmp_path: Path
+) -> None:
+    tensors_of = pair / "drafter" / "model.safetensors"
+    config = json.loads((pair / "drafter" / "config.json").read_text())
+    (tmp_path / "model.safetensors").symlink_to(tensors_of)
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_depths": 4}))
+    code, out, err = run("a", "--k", "7", "--max-tokens", "9", "--json", drafter=tmp_path)
+    assert code == 0
+    assert "trained for 4 tokens a step" in err
+    assert len(json.loads(out)["per_position"]) == 7
+
+
+BAD_CALLS = {
+    "no prompt": ([], "expected a prompt or --prompts FILE"),
+    "both": (["x", "--prompts", "y"], "expected a prompt or --prompts FILE, and not both"),
+    "k 0": (["x", "--k", "0"], "k must be 1 to 32, got 0"),
+    "k 33": (["x", "--k", "33"], "k must be 1 to 32, got 33"),
+    "k word": (["x", "--k", "many"], "argument --k: invalid int value: 'many'"),
+    "no tokens": (["x", "--max-tokens", "0"], "--max-tokens must be at least 1, got 0"),
+    "no batch": (["x", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
+    "cold": (["x", "--temperature", "-1"], "--temperature must be 0 or above, got -1.0"),
+    "nan": (["x", "--temperature", "nan"], "--temperature must be 0 or above, got nan"),
+    "long": (
+        ["x" * 250],
+        "prompt 0 has 250 tokens; with 200 new ones that exceeds the target's context of 256",
+    ),
+    "no file": (["--prompts", "nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
+    "not utf-8": (["caf\udce9"], "the prompt is not UTF-8"),
+}
+
+
+def assert_one_line(result: tuple[int, str, str], message: str) -> None:
+    code, out, err = result
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1, err
+    assert not out
+
+
+@pytest.mark.parametrize("name", BAD_CALLS)
+def test_bad_call_is_one_line(name: str, run: Callable[..., Any]) -> None:
+    arguments, message = BAD_CALLS[name]
+    assert_one_line(run(*arguments), message)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_without_a_device(run: Callable[..., Any]) -> None:
+    assert_one_line(run("x", "--device", "cuda"), "this PyTorch sees no CUDA device")
+
+
+BAD_PROMPT_FILES = {
+    "not json": (b'{"prompt": "a"}\nprompt', ":2: is not JSON"),
+    "no prompt": (b'{"text": "a"}', ':1: expected {"prompt": "..."}'),
+    "no string": (b'{"prompt": 5}', ':1: expected {"prompt": "..."}'),
+    "list": (b'["a"]', ':1: expected {"prompt": "..."}'),
+    "not utf-8": (b'{"prompt": "\xff"}', "is not UTF-8 (byte 12)"),
+    "empty": (b"\n", "holds no prompts"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PROMPT_FILES)
+def test_bad_prompt_file_is_one_line(name: str, run: Callable[..., Any], tmp_path: Path) -> None:
+    content, message = BAD_PROMPT_FILES[name]
+    (tmp_path / "p.jsonl").write_bytes(content)
+    assert_one_line(run("--prompts", str(tmp_path / "p.jsonl")), message)
+
+
+def test_a_folder_of_prompts_is_one_line(run: Callable[..., Any], tmp_path: Path) -> None:
+    assert_one_line(run("--prompts", str(tmp_path)), "cannot be read")
+
+
+def test_models_that_do_not_fit(run: Callable[..., Any], tmp_path: Path) -> None:
+    wide, few, deep = tmp_path / "wide", tmp_path / "few", tmp_path / "deep"
+    sizes = {"vocab_size": V, "draft_vocab_size": V, "ptd_token_id": V - 1}
+    write_drafter(wide, **sizes, target_hidden_size=192)
+    write_drafter(few)
+    write_drafter(deep, **sizes, eagle_aux_hidden_state_layer_ids=[2, 4, 7])
+    assert_one_line(run("x", drafter=wide), "width 192, the target's are 128 wide")
+    assert_one_line(run("x", drafter=few), "the drafter knows 50 tokens, the target 300")
+    assert_one_line(run("x", drafter=deep), "the drafter taps layer 7, expected at most 6")
+
+
+def test_broken_folders(run: Callable[..., Any], pair: Path, tmp_path: Path) -> None:
+    assert_one_line(run("x", target=tmp_path), "config.json: not found")
+    write_target(tmp_path / "bare", vocab_size=V)
+    assert_one_line(run("x", target=tmp_path / "bare"), "tokenizer.json: not found")
+    (tmp_path / "bare" / "tokenizer.json").write_text("{}")
+    assert_one_line(run("x", target=tmp_path / "bare"), "tokenizer.json: is not a tokenizer")
+    (tmp_path / "bare" / "tokenizer.json").write_bytes(
+        (pair / "target" / "tokenizer.json").read_bytes()
+    )
+    tensors = tmp_path / "bare" / "model.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-100])
+    assert_one_line(run("x", target=tmp_path / "bare"), "model.safetensors: ")
+    # A target in place of a drafter has no mask token.
+    assert_one_line(run("x", drafter=pair / "target"), "field `architectures` must be one of")
+
+
+def test_an_empty_prompt_starts_a_text_or_says_why_not(
+    run: Callable[..., Any], pair: Path, tmp_path: Path
+) -> None:
+    code, out, _ = run("", "--max-tokens", "5", "--json")
+    assert code == 0
+    assert len(json.loads(out)["outputs"][0]) == 5
+    for name in ("model.safetensors", "tokenizer.json"):
+        (tmp_path / name).symlink_to(pair / "target" / name)
+    config = json.loads((pair / "target" / "config.json").read_text())
+    del config["bos_token_id"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert_one_line(run("", target=tmp_path), "the prompt is empty and the target has no token")
+
+
+def test_one_model_without_the_other(capsys: pytest.CaptureFixture[str], pair: Path) -> None:
+    code = main(["generate", "x", "--target", str(pair / "target")])
+    assert_one_line((code, *capsys.readouterr()), "--target and --drafter go together")
+
+
+def test_info(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "--json"]) == 0
+    information = json.loads(capsys.readouterr().out)
+    assert information["ops"] == ops.implementations()
+    assert information["architectures"]
+    for folder in information["bundled"].values():
+        assert (Path(folder) / "model.safetensors").is_file()
+    assert main(["info"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in ops.implementations())
+
+
+def test_interruption_is_not_a_traceback(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("p_eagle_cuda.engine.SpeculativeEngine._step", interrupted)
+    code, _, err = run("x", "--json")
+    assert code == 130
+    assert err == "\np-eagle-cuda: interrupted\n"
+
+
+def test_as_a_program() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "p_eagle_cuda", "generate"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert result.stderr == (
+        "p-eagle-cuda: error: expected a prompt or --prompts FILE, and not both\n"
+    )
