@@ -1,0 +1,121 @@
+"""How many drafts of the bundled pair are accepted, over held-out functions, for several K.
+
+The prompts are the opening lines of functions of the Python standard library that the pair was not
+trained on (`p_eagle_cuda.train.corpus` holds them out by module). Each is continued greedily with
+and without the drafter. Acceptance is a property of the pair, not of the machine; tokens per second
+are of this machine's CPU and are given as a ratio of the two runs in one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+import p_eagle_cuda
+from p_eagle_cuda.bundled import bundled_drafter, bundled_target
+from p_eagle_cuda.errors import PEagleError, PromptError
+from p_eagle_cuda.generation import Generator
+from p_eagle_cuda.train.corpus import held_out_prompts, load_corpus
+
+
+def main() -> int:
+    """Measure, print a table, and write the JSON and the plot that were asked for."""
+    options = _parser().parse_args()
+    try:
+        report = measure(options.k, options.prompts, options.max_tokens)
+        print_table(report)
+        if options.json:
+            options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        if options.plot:
+            plot(report, options.plot)
+    except (PEagleError, OSError) as error:
+        print(f"bench_acceptance: error: {error}", file=sys.stderr)
+        return 2
+    return 0 if all(row["lossless"] for row in report["rows"]) else 1
+
+
+def measure(ks: list[int], num_prompts: int, max_tokens: int) -> dict[str, Any]:
+    """Run every K over the same prompts."""
+    texts = held_out_prompts(load_corpus(), limit=num_prompts)
+    rows = []
+    for k in ks:
+        generator = Generator(
+            bundled_target(), bundled_drafter(), num_speculative_tokens=k, dtype=torch.float32
+        )
+        prompts = generator.encode(texts, max_tokens)
+        with tqdm(total=2 * len(prompts), desc=f"K = {k}", unit="prompt") as bar:
+
+            def advance(_: int, bar: tqdm[Any] = bar) -> None:
+                bar.update()
+
+            result = generator.run(prompts, max_tokens, batch_size=16, on_finish=advance)
+        values = result.as_json()
+        tokens = sum(map(len, values.pop("outputs")))
+        values.pop("texts")
+        values.pop("first_difference")
+        speedup = values.pop("tokens_per_s") / values.pop("tokens_per_s_plain")
+        rows.append({"k": k, "tokens": tokens, **values, "speedup_cpu": round(speedup, 2)})
+    return {
+        "command": " ".join(["python", *sys.argv]),
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "version": p_eagle_cuda.__version__,
+        "prompts": len(texts),
+        "max_tokens": max_tokens,
+        "rows": rows,
+    }
+
+
+def print_table(report: dict[str, Any]) -> None:
+    """One line for each K."""
+    print(f"{report['prompts']} held-out prompts, {report['max_tokens']} tokens each, greedy")
+    print(" K  length  not looping  tokens/step  lossless  per position")
+    for row in report["rows"]:
+        print(
+            f"{row['k']:2}  {row['acceptance_length']:6.2f}  "
+            f"{row['acceptance_length_not_looping']:11.2f}  "
+            f"{row['tokens'] / row['target_steps']:11.2f}  {'yes' if row['lossless'] else 'NO':8}  "
+            + " ".join(f"{share:.2f}" for share in row["per_position"])
+        )
+
+
+def plot(report: dict[str, Any], path: Path) -> None:
+    """Acceptance length over K, and acceptance by position at the largest K."""
+    try:
+        from matplotlib import pyplot
+    except ImportError:
+        raise PromptError("--plot needs matplotlib: pip install matplotlib") from None
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+    ks = [row["k"] for row in report["rows"]]
+    left.plot(ks, [row["acceptance_length"] for row in report["rows"]], "o-", label="all text")
+    early = [row["acceptance_length_not_looping"] for row in report["rows"]]
+    left.plot(ks, early, "o--", label="before the text loops")
+    left.set(xlabel="K", ylabel="tokens per verification step", ylim=(1, None))
+    left.legend()
+    last = report["rows"][-1]
+    right.bar(range(1, last["k"] + 1), last["per_position"])
+    right.set(xlabel="draft position", ylabel=f"share accepted at K = {last['k']}", ylim=(0, 1))
+    figure.savefig(path)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else None)
+    parser.add_argument("--k", type=int, nargs="+", default=[1, 2, 3, 4, 5, 6, 7, 8])
+    parser.add_argument("--prompts", type=int, default=64, help="how many")
+    parser.add_argument("--max-tokens", type=int, default=200, help="new tokens for each")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="write a picture there")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
