@@ -151,6 +151,22 @@ def test_eagle_config_wins_for_norm_before_fc(tmp_path: Path) -> None:
     assert not DrafterConfig.from_pretrained(write(tmp_path, config)).norm_before_fc
 
 
+def test_outer_fields_win_over_nested_ones(tmp_path: Path) -> None:
+    flat = drafter_config()
+    config, _ = in_format("nested", flat, drafter_tensors(flat))
+    config["transformer_layer_config"] |= {"fc_norm": True, "norm_before_fc": True}
+    config["norm_before_fc"] = False
+    loaded = DrafterConfig.from_pretrained(write(tmp_path, config))
+    assert loaded.fc_norm
+    assert not loaded.norm_before_fc
+
+
+def test_sliding_window_that_is_switched_off(tmp_path: Path) -> None:
+    """Qwen configurations carry one."""
+    config = drafter_config(sliding_window=4096, use_sliding_window=False)
+    assert DrafterConfig.from_pretrained(write(tmp_path, config)) == EXPECTED
+
+
 def test_mask_token_in_the_order_of_vllm(tmp_path: Path) -> None:
     places: dict[str, Any] = {
         "dflash_config": {"mask_token_id": 10},
@@ -272,7 +288,13 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
             "field `eagle_aux_hidden_state_layer_ids` must be a non-empty list of ascending "
             f"integers, each at least 0, found {found}",
         )
-        for ids, found in (([4, 2, 5], "[4, 2, 5]"), ([], "[]"), ([-1], "[-1]"), ("2", '"2"'))
+        for ids, found in (
+            ([4, 2, 5], "[4, 2, 5]"),
+            ([2, 2], "[2, 2]"),
+            ([], "[]"),
+            ([-1], "[-1]"),
+            ("2", '"2"'),
+        )
     ),
     (
         {"eagle_aux_hidden_state_layer_ids": None, "eagle_config": [1]},

@@ -153,6 +153,7 @@ class Checkpoint:
         entry = self._checked(name, tuple(out.shape), _FLOATS)
         stored = self._get(name)
         out.copy_(stored)
+        self._advance(stored)
         if not _is_finite(out):
             where = (~stored.isfinite()).nonzero()
             if len(where) == 0:
@@ -165,7 +166,9 @@ class Checkpoint:
     def read_integers(self, name: str, shape: Sequence[int]) -> Tensor:
         """Read an integer or boolean tensor of exactly that shape, as int64 on the CPU."""
         self._checked(name, shape, _INTEGERS)
-        return self._get(name).to(torch.int64, copy=True)
+        stored = self._get(name)
+        self._advance(stored)
+        return stored.to(torch.int64, copy=True)
 
     def check_all_read(self, ignore: Callable[[str], bool]) -> None:
         """Raise if there is a tensor that was neither read nor is to be ignored."""
@@ -210,9 +213,11 @@ class Checkpoint:
         entry = self._entries[name]
         tensor: Tensor = self._files[entry.file].get_tensor(entry.stored_name)
         self._read.add(name)
-        if self._progress is not None:
-            self._progress.update(tensor.nbytes)
         return tensor
+
+    def _advance(self, stored: Tensor) -> None:
+        if self._progress is not None:
+            self._progress.update(stored.nbytes)
 
 
 def _is_finite(tensor: Tensor) -> bool:
