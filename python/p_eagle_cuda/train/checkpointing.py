@@ -41,9 +41,10 @@ def read_checkpoint(path: Path, stage: str) -> dict[str, Any]:
     if not path.exists():
         raise CheckpointError(f"{path}: not found; run the stage `{stage}` first")
     try:
-        return torch.load(path, weights_only=True)
+        content: dict[str, Any] = torch.load(path, weights_only=True)
     except Exception as error:  # whatever a damaged archive makes torch raise
         raise CheckpointError(f"{path}: not a readable checkpoint ({error})") from error
+    return content
 
 
 def check_same(path: Path, found: Hyperparameters, expected: Hyperparameters) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import trange
 
+from ..errors import ConfigError
 from .checkpointing import check_same, generator_for, read_checkpoint, write_atomically
 from .corpus import Corpus, held_out_prompts
 from .export import file_sha256, load_target
@@ -31,7 +32,7 @@ class ContinuationRecipe:
     """
 
     seed: int = 0
-    batches: int = 24
+    batches: int = 16
     batch: int = 256
     length: int = 256
     shortest_prompt: int = 24
@@ -140,6 +141,8 @@ def held_out_text(
         for text in held_out_prompts(corpus, limit=64, lines=8)
         if len(ids := tokenizer.encode(text).ids) >= prompt
     ]
+    if not encoded:
+        raise ConfigError(f"held-out text: no function has {prompt} tokens to start from")
     target = load_target(folder / "target", shape)
     recipe = ContinuationRecipe(length=length)
     return continue_text(target, torch.tensor(encoded), recipe, None)

@@ -33,7 +33,7 @@ class DrafterRecipe:
     """
 
     seed: int = 0
-    steps: int = 1500
+    steps: int = 1000
     batch: int = 4
     window: int = 256
     depths: int = 8
@@ -135,7 +135,7 @@ def start_from_target(drafter: Drafter, target: Target, generator: torch.Generat
         drafter.lm_head.weight.copy_(target.embed_tokens.weight)
         drafter.norm.weight.copy_(target.norm.weight)
     for layer, copied in zip(
-        reversed(drafter.layers.values()), reversed(target.layers), strict=False
+        reversed(list(drafter.layers.values())), reversed(list(target.layers)), strict=False
     ):
         layer.load_state_dict(copied.state_dict())
 

@@ -37,7 +37,8 @@ def export_target(folder: Path, model: Target, tokenizer_folder: Path) -> None:
 def export_drafter(folder: Path, model: Drafter, target_folder: Path, depths: int) -> None:
     """Write a P-EAGLE folder, tied by a hash to the target it was trained for.
 
-    `num_speculative_tokens_trained` is the deepest rollout of the training, its real row included.
+    `num_depths`, as NeMo Automodel calls it, counts the rows of the deepest rollout of the
+    training, its real row included.
     """
     shape = model.shape
     config = {
@@ -50,7 +51,7 @@ def export_drafter(folder: Path, model: Drafter, target_folder: Path, depths: in
         "ptd_token_id": MASK_ID,
         "norm_before_residual": False,
         "eagle_aux_hidden_state_layer_ids": list(shape.tap_layers),
-        "num_speculative_tokens_trained": depths,
+        "num_depths": depths,
         "target_sha256": file_sha256(target_folder / "model.safetensors"),
     }
     _write_folder(folder, config, model.state_dict())

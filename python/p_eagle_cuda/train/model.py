@@ -88,7 +88,8 @@ class Attention(nn.Module):
             k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
             out = out.transpose(1, 2).reshape(batch, rows, -1)
-        return self.o_proj(out)
+        projected: Tensor = self.o_proj(out)
+        return projected
 
 
 class Mlp(nn.Module):
@@ -102,7 +103,8 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, H] to [B, T, H]."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
 
 
 class Layer(nn.Module):
@@ -131,11 +133,14 @@ class Layer(nn.Module):
         else:
             normed = torch.cat([self.input_layernorm(embedded), self.hidden_norm(x)], -1)
         x = x + self.self_attn(normed, rope, mask, past)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
 
 
 class Target(nn.Module):
     """The target: logits, and on request the residual streams that the drafter taps."""
+
+    rope: Tensor
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -168,6 +173,8 @@ class Target(nn.Module):
 class Drafter(nn.Module):
     """The P-EAGLE drafter over an explicit list of rows and an explicit mask."""
 
+    rope: Tensor
+
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
@@ -198,7 +205,8 @@ class Drafter(nn.Module):
         x = self.midlayer(x, rope, mask, embedded=self.embed_tokens(ids))
         for layer in self.layers.values():
             x = layer(x, rope, mask)
-        return self.lm_head(self.norm(x))
+        logits: Tensor = self.lm_head(self.norm(x))
+        return logits
 
 
 def rope_table(shape: Shape) -> Tensor:

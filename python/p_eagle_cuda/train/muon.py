@@ -42,11 +42,12 @@ class Muon(torch.optim.Optimizer):
             for shape, parameters in by_shape.items():
                 updates = []
                 for parameter in parameters:
-                    state = self.state[parameter]
+                    state, gradient = self.state[parameter], parameter.grad
+                    assert gradient is not None
                     if not state:
                         state["momentum"] = torch.zeros_like(parameter)
-                    state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-                    updates.append(parameter.grad.lerp(state["momentum"], group["momentum"]))
+                    state["momentum"].lerp_(gradient, 1 - group["momentum"])
+                    updates.append(gradient.lerp(state["momentum"], group["momentum"]))
                 scale = 0.2 * max(shape) ** 0.5
                 for parameter, update in zip(
                     parameters, orthogonalise(torch.stack(updates)), strict=True
@@ -61,7 +62,7 @@ def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
     The coefficients are those of the Muon paper; singular values end between 0.7 and 1.2.
     """
     wide = matrices.shape[1] <= matrices.shape[2]
-    x = matrices if wide else matrices.mT
+    x: Tensor = matrices if wide else matrices.mT
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(iterations):
         gram = x @ x.mT

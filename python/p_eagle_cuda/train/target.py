@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,14 +26,13 @@ class TargetRecipe:
     """
 
     seed: int = 0
-    steps: int = 3000
+    steps: int = 2000
     batch_tokens: int = 4096
     window: int = 256
     long_window: int = 1024
     warmup: int = 100
-    matrix_lr: float = 3e-3
+    matrix_lr: float = 5e-3
     other_lr: float = 3e-3
-    optimizer: Literal["adamw", "muon"] = "muon"
     compile: bool = False
 
 
@@ -80,20 +79,15 @@ def train_target(
 
 
 def target_optimizers(model: nn.Module, recipe: TargetRecipe) -> list[torch.optim.Optimizer]:
-    """AdamW for embeddings and norms; AdamW or Muon for the matrices of the layers."""
+    """Muon for the matrices of the layers, AdamW for the embedding and the norms."""
     matrices = [p for n, p in model.named_parameters() if p.dim() == 2 and "layers" in n]
     others = [p for n, p in model.named_parameters() if p.dim() != 2 or "layers" not in n]
-    adamw = {"betas": (0.9, 0.95), "weight_decay": 0.05, "fused": True}
-    if recipe.optimizer == "muon":
-        return [
-            torch.optim.AdamW(others, recipe.other_lr, **adamw),
-            Muon(matrices, recipe.matrix_lr, weight_decay=0.05),
-        ]
-    groups = [
-        {"params": others, "lr": recipe.other_lr},
-        {"params": matrices, "lr": recipe.matrix_lr},
+    return [
+        torch.optim.AdamW(
+            others, recipe.other_lr, betas=(0.9, 0.95), weight_decay=0.05, fused=True
+        ),
+        Muon(matrices, recipe.matrix_lr, weight_decay=0.05),
     ]
-    return [torch.optim.AdamW(groups, **adamw)]
 
 
 def windows(tokens: Tensor, count: int, length: int, generator: torch.Generator) -> Tensor:
@@ -102,7 +96,7 @@ def windows(tokens: Tensor, count: int, length: int, generator: torch.Generator)
     return tokens[starts + torch.arange(length)]
 
 
-def next_token_loss(forward: nn.Module, batch: Tensor) -> Tensor:
+def next_token_loss(forward: Callable[..., Tensor], batch: Tensor) -> Tensor:
     """Mean cross-entropy of each token of [B, T + 1] given those before it."""
     return F.cross_entropy(forward(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
 
