@@ -27,7 +27,7 @@ WEIGHTS = {
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    save_file(WEIGHTS, tmp_path / "model.safetensors")
+    save_file(WEIGHTS, tmp_path / "model.safetensors", metadata={"format": "pt"})
     return tmp_path
 
 
@@ -94,6 +94,13 @@ def test_tensors_outlive_the_file(folder: Path) -> None:
 def test_single_file_by_its_path(folder: Path) -> None:
     file = folder / "model.safetensors"
     with Checkpoint.open(file) as checkpoint:
+        assert checkpoint.names() == sorted(WEIGHTS)
+
+
+def test_model_file_is_all_where_there_is_one(folder: Path) -> None:
+    save_file(WEIGHTS, folder / "consolidated.safetensors")
+    write_index(folder, {"z": "consolidated.safetensors"})
+    with Checkpoint.open(folder) as checkpoint:
         assert checkpoint.names() == sorted(WEIGHTS)
 
 
@@ -270,7 +277,9 @@ def test_progress_bar_for_large_checkpoints_only(
     assert shown(progress=True) == ""
     monkeypatch.setattr(checkpoint_module, "_PROGRESS_BYTES", 10)
     assert shown(progress=False) == ""
-    assert f"reading {folder.name}" in shown(progress=True)
+    bar = shown(progress=True)
+    assert f"reading {folder.name}" in bar
+    assert "| 24.0/" in bar, "expected the 24 bytes of `a` at the end"
 
 
 def test_toy_target_is_what_transformers_reads(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from p_eagle_cuda.rope import rope_table
 
 # Every branch of the formulas: llama3 with kept, blended and stretched frequencies; yarn with each
 # source of its attention factor, with bounds that are rounded or not, cut off at both ends
-# (theta 4), and equal to one another (one turn and 1.0001 turns).
+# (theta 4), and both cut off to dimension 0 (less than one turn).
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 ROPES = {
     "default": {"rope_theta": 10_000.0},
@@ -37,7 +37,7 @@ ROPES = {
             "mscale alone": {"mscale": 0.8},
             "betas": {"beta_fast": 16.0, "beta_slow": 2.0},
             "cut off": {"rope_theta": 4.0, "original_max_position_embeddings": 512},
-            "equal bounds": {"truncate": False, "beta_fast": 1.0, "beta_slow": 1.0},
+            "equal bounds": {"original_max_position_embeddings": 6},
             "shrinking": {"factor": 0.5},
         }.items()
     },
