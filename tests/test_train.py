@@ -15,7 +15,11 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from p_eagle_cuda.drafter import Drafter
+from p_eagle_cuda.engine import SpeculativeEngine, max_target_rows, num_blocks
 from p_eagle_cuda.errors import CheckpointError, ConfigError
+from p_eagle_cuda.statistics import Step
+from p_eagle_cuda.target import Target
 from p_eagle_cuda.train import checkpointing, cod, continuations, corpus, drafter, export, model
 from p_eagle_cuda.train import target as target_module
 from p_eagle_cuda.train.__main__ import main
@@ -300,14 +304,38 @@ def test_cached_decoding_is_greedy_decoding() -> None:
     assert torch.equal(found, text)
 
 
-def test_loops_are_found_where_they_begin() -> None:
+def test_repetition_is_found_at_the_end_of_a_text() -> None:
     fresh = torch.arange(40)
-    looping = torch.cat([torch.arange(10), torch.arange(100, 106).repeat(5)])
+    looping = torch.cat([torch.arange(16), torch.arange(100, 106).repeat(4)])
     slow = torch.cat([torch.arange(4), torch.arange(100, 118), torch.arange(100, 118)])
-    assert continuations.loop_starts(fresh[None]).tolist() == [40]
-    assert continuations.loop_starts(looping[None]).tolist() == [16]
-    assert continuations.loop_starts(slow[None]).tolist() == [22]
-    assert continuations.loop_starts(torch.stack([fresh, looping])).tolist() == [40, 16]
+    short = torch.cat([torch.arange(30), torch.arange(100, 105).repeat(2)])
+    over = torch.cat([torch.arange(100, 106).repeat(6), torch.arange(4)])
+    for text, tail in ((fresh, 0), (looping, 16), (slow, 18), (short, 0), (over, 0)):
+        assert continuations.repeated_tail(text[None]).tolist() == [tail]
+    both = torch.stack([fresh, looping])
+    assert continuations.repeated_tail(both).tolist() == [0, 16]
+
+
+class Parrot(model.Target):
+    """A target that prefers token 7, whatever it reads."""
+
+    def forward(self, ids: Tensor, cache: model.KvCache | None = None) -> Tensor:
+        return torch.zeros(*ids.shape, SHAPE.vocab_size).index_fill(-1, torch.tensor(7), 1.0)
+
+
+def test_a_looping_text_branches_and_no_other() -> None:
+    prompts = torch.arange(100, 104).expand(8, 4)
+    recipe = replace(CONTINUATIONS, length=40, branch_rate=0.0, loop_branch_rate=1.0)
+    generator = torch.Generator().manual_seed(0)
+    greedy = continuations.continue_text(Parrot(SHAPE), prompts, recipe, None)
+    assert (greedy[:, 4:] == 7).all()
+    branched = continuations.continue_text(Parrot(SHAPE), prompts, recipe, generator)
+    assert (branched[:, 4 : 4 + 17] == 7).all(), "16 repetitions of one token are not yet there"
+    assert (branched[:, 4 + 17] != 7).any()
+    never = replace(recipe, loop_branch_rate=0.0)
+    assert torch.equal(
+        continuations.continue_text(Parrot(SHAPE), prompts, never, generator), greedy
+    )
 
 
 def test_estimated_acceptance_is_that_of_speculative_decoding(trained: Path) -> None:
@@ -317,24 +345,52 @@ def test_estimated_acceptance_is_that_of_speculative_decoding(trained: Path) -> 
     prompt, length, drafted = 6, 60, 3
     recipe = replace(CONTINUATIONS, length=length)
     text = continuations.continue_text(target, torch.randint(MASK_ID, (4, prompt)), recipe, None)
-    found = drafter.evaluate(made, target, text, drafted, prompt)
+    found = drafter.replay(made, target, text, drafted, prompt)
 
-    counts = []
+    expected = []
     for ids in text:
         known = prompt + 1
+        steps = []
         while known <= length - drafted:
             taps = target.run(ids[None, :known])[1][:, : known - 1]
             rows = torch.cat([ids[1:known], torch.full((drafted - 1,), MASK_ID)])
             logits = made(rows[None], taps, torch.arange(len(rows)), None)[0, known - 2 :]
             right = (logits.argmax(-1) == ids[known : known + drafted]).long().cumprod(0)
-            counts.append(int(right.sum()))
-            known += counts[-1] + 1
-    accepted = torch.tensor(counts)
-    assert found.length == pytest.approx(1 + accepted.float().mean().item())
-    assert found.per_position == pytest.approx(
-        [(accepted > d).float().mean().item() for d in range(drafted)]
+            steps.append(Step(known - prompt, drafted, int(right.sum())))
+            known += steps[-1].num_accepted + 1
+        expected.append(steps)
+    assert found == expected
+    accepted = {step.num_accepted for steps in found for step in steps}
+    assert len(accepted) > 1, "a drafter that is always wrong or always right proves nothing"
+
+
+def test_estimated_acceptance_is_the_engines(trained: Path) -> None:
+    """The models of the training, and those of the package that load what it exported."""
+    target = export.load_target(trained / "target", SHAPE)
+    made = export.load_drafter(trained / "drafter", trained / "target", SHAPE)
+    prompt, length, drafted = 6, 60, 3
+    recipe = replace(CONTINUATIONS, length=length)
+    prompts = torch.randint(MASK_ID, (4, prompt))
+    text = continuations.continue_text(target, prompts, recipe, None)
+    found = drafter.replay(made, target, text, drafted, prompt)
+
+    drafting = Drafter.from_pretrained(
+        trained / "drafter",
+        num_speculative_tokens=drafted,
+        max_requests=4,
+        max_target_rows=max_target_rows(4, drafted),
+        num_blocks=num_blocks(4, length, drafted, 16),
+        dtype=torch.float32,
     )
-    assert len(set(counts)) > 1, "a drafter that is always wrong or always right proves nothing"
+    writing = Target.from_pretrained(
+        trained / "target", tap_layer_ids=SHAPE.tap_layers, dtype=torch.float32
+    )
+    engine = SpeculativeEngine(writing, drafting, max_requests=4, max_length=length)
+    completions = engine.generate(prompts.tolist(), length - prompt)
+    for ids, steps, completion in zip(text, found, completions, strict=True):
+        assert completion.token_ids == ids[prompt:].tolist()
+        verified = [step for step in completion.steps if step.num_drafts]
+        assert verified[: len(steps)] == steps
 
 
 # Resumption and refusals

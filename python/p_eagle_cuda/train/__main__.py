@@ -14,7 +14,7 @@ import torch
 from ..errors import PEagleError
 from .continuations import ContinuationRecipe, held_out_text, write_continuations
 from .corpus import held_out_prompts, load_corpus
-from .drafter import DrafterRecipe, evaluate, train_drafter
+from .drafter import DrafterRecipe, describe, evaluate, train_drafter
 from .export import export_drafter, export_target, load_drafter, load_target
 from .model import Shape
 from .target import TargetRecipe, train_target
@@ -73,7 +73,7 @@ def _run(options: argparse.Namespace) -> None:
             target = load_target(folder / "target", shape)
             drafter = load_drafter(folder / "drafter", folder / "target", shape)
             text = held_out_text(folder, corpus, shape)
-            print(evaluate(drafter, target, text, options.k))
+            print(describe(*evaluate(drafter, target, text, options.k)))
         elif stage == "prompts":
             for prompt in held_out_prompts(corpus):
                 print(json.dumps({"prompt": prompt}))

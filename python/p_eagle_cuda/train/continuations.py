@@ -122,15 +122,6 @@ def repeated_tail(text: Tensor) -> Tensor:
     return tail
 
 
-def loop_starts(text: Tensor) -> Tensor:
-    """Int64 [B]: where each text [B, T] first begins to repeat itself; T where it never does."""
-    starts = torch.full((len(text),), text.shape[1])
-    for end in range(text.shape[1], 0, -1):
-        tail = repeated_tail(text[:, :end])
-        starts = torch.where(tail > 0, end - tail, starts)
-    return starts
-
-
 def held_out_text(
     folder: Path, corpus: Corpus, shape: Shape, prompt: int = 48, length: int = 256
 ) -> Tensor:

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from ..errors import ConfigError
+from ..statistics import Acceptance, Step, acceptance, before_loop
 from .checkpointing import generator_for, read_checkpoint, train
 from .cod import on_policy, sample_rows, visible
-from .continuations import held_out_text, loop_starts
+from .continuations import held_out_text
 from .corpus import Corpus
 from .export import file_sha256, load_target
 from .model import Drafter, Shape, Target, initialise
@@ -94,7 +95,7 @@ def train_drafter(
             "target_sha256": target_sha256,
         },
         save_every=save_every,
-        report=lambda step: str(evaluate(drafter, target, evaluation, drafted=5)),
+        report=lambda step: describe(*evaluate(drafter, target, evaluation, drafted=5)),
     )
     return drafter
 
@@ -194,36 +195,34 @@ def drafter_loss(
     return soft_share * soft + (1 - soft_share) * hard
 
 
-@dataclass(frozen=True)
-class Acceptance:
-    """What greedy speculative decoding of some text yields.
+def evaluate(
+    drafter: Drafter, target: Target, text: Tensor, drafted: int, prompt: int = 48
+) -> tuple[Acceptance, Acceptance]:
+    """Acceptance over the target's own greedy texts [N, T], and over them before they loop.
 
-    `length` is tokens per target step, the target's own included; `per_position` the share of
-    steps in which that drafted token and all before it were accepted; `length_before_loops`
-    leaves out everything from where a text begins to repeat itself.
+    Args:
+        drafter: With float32 weights.
+        target: The model that wrote the texts.
+        text: Token ids, the first `prompt` of which were given.
+        drafted: K.
+        prompt: Tokens of each prompt.
     """
-
-    length: float
-    length_before_loops: float
-    looping: float
-    per_position: tuple[float, ...]
-
-    def __str__(self) -> str:
-        shares = " ".join(f"{share:.3f}" for share in self.per_position)
-        return (
-            f"acceptance length {self.length:.3f}, {self.length_before_loops:.3f} before loops "
-            f"({self.looping:.0%} of the text loops), per position {shares}"
-        )
+    steps, early = [], []
+    for ids, own in zip(text.tolist(), replay(drafter, target, text, drafted, prompt), strict=True):
+        steps += own
+        early += before_loop(ids[prompt:], own)
+    return acceptance(steps, drafted), acceptance(early, drafted)
 
 
 @torch.inference_mode()
-def evaluate(
-    drafter: Drafter, target: Target, text: Tensor, drafted: int, prompt: int = 48
-) -> Acceptance:
-    """Replay speculative decoding over the target's own greedy texts [N, T].
+def replay(
+    drafter: Drafter, target: Target, text: Tensor, drafted: int, prompt: int
+) -> list[list[Step]]:
+    """The steps that greedy speculative decoding takes through texts that the target wrote.
 
     Such a text is what decoding would produce whatever is drafted, so one dense pass over every
-    (anchor, depth) gives every draft, and decoding is a walk over the anchors.
+    (anchor, depth) gives every draft, and decoding is a walk over the anchors. It stops where
+    fewer than `drafted` tokens are left.
     """
     num_anchors = text.shape[1] - 1 - drafted
     anchors = torch.arange(num_anchors).repeat(drafted)
@@ -236,21 +235,23 @@ def evaluate(
         logits = drafter(drafter_inputs(rows, anchors, depths), taps, positions, mask)
         drafts.append(logits.argmax(-1))
     right = (torch.cat(drafts) == text[:, positions + 2]).view(-1, drafted, num_anchors)
-    accepted = right.cumprod(1).sum(1)
-    starts = loop_starts(text)
-    steps: list[int] = []
-    steps_before_loops: list[int] = []
-    for row, start in zip(accepted.tolist(), starts.tolist(), strict=True):
+    walks = []
+    for accepted in right.cumprod(1).sum(1).tolist():
+        steps = []
         anchor = prompt - 1
         while anchor < num_anchors:
-            steps.append(row[anchor])
-            if anchor + 1 < start:
-                steps_before_loops.append(row[anchor])
-            anchor += row[anchor] + 1
-    counts = torch.tensor(steps)
-    return Acceptance(
-        length=1 + counts.float().mean().item(),
-        length_before_loops=1 + torch.tensor(steps_before_loops).float().mean().item(),
-        looping=(1 - (starts - prompt).clamp(min=0) / (text.shape[1] - prompt)).mean().item(),
-        per_position=tuple((counts > d).float().mean().item() for d in range(drafted)),
-    )
+            # The token after the anchor, the target's own, had already been generated.
+            steps.append(Step(anchor + 2 - prompt, drafted, accepted[anchor]))
+            anchor += accepted[anchor] + 1
+        walks.append(steps)
+    return walks
+
+
+def describe(overall: Acceptance, early: Acceptance) -> str:
+    """One line with the numbers that tell how far a drafter has come."""
+
+    def line(part: Acceptance) -> str:
+        shares = " ".join(f"{share:.3f}" for share in part.per_position)
+        return f"{part.length or 1:.3f} ({shares})"
+
+    return f"acceptance length {line(overall)}, before loops {line(early)}"

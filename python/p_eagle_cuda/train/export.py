@@ -131,6 +131,7 @@ def _write_folder(folder: Path, config: dict[str, Any], tensors: dict[str, Tenso
     rounded = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in tensors.items()}
     temporary = folder / "model.safetensors.tmp"
     save_file(rounded, temporary, metadata={"format": "pt"})
+    temporary.chmod(0o644)  # safetensors lets only the owner read
     temporary.replace(folder / "model.safetensors")
     _write_json(folder / "config.json", config)
 
