@@ -242,6 +242,20 @@ def test_copies_of_held_out_text_are_dropped(tmp_path: Path) -> None:
     assert "utf-8" in found.skipped[f"{latin}.py"]
 
 
+def test_prompts_are_openings_of_functions_that_training_text_lacks() -> None:
+    def function(name: str, lines: int) -> str:
+        body = "".join(f"    {name}_{i} = {i}\n" for i in range(lines))
+        return f"def {name}():\n{body}"
+
+    unrelated = "".join(function(f"unrelated{i}", 9) for i in range(20))
+    training = corpus.Source("a.py", "a", unrelated + function("copied", 9))
+    held_out = corpus.Source(
+        "b.py", "b", function("copied", 9) + function("short", 3) + function("own", 9)
+    )
+    prompts = corpus.held_out_prompts(corpus.Corpus([training], [held_out]), lines=3)
+    assert prompts == ["def own():\n    own_0 = 0\n    own_1 = 1\n"]
+
+
 def test_a_private_twin_goes_with_its_module() -> None:
     names = {"_pyio.py": "io", "_strptime.py": "strptime", "json/decoder.py": "json", "py.py": "py"}
     for path, group in names.items():
@@ -483,6 +497,16 @@ def test_refuses_to_resume_with_other_settings(trained: Path, small_corpus: corp
         drafter.train_drafter(trained, small_corpus, replace(DRAFTER, depths=5), SHAPE)
 
 
+def test_export_writes_what_the_stages_wrote(trained: Path, tmp_path: Path) -> None:
+    copy_stages(trained, tmp_path, "tokenizer", "target.ckpt", "drafter.ckpt")
+    export.export_checkpoints(tmp_path, SHAPE)
+    for name in ("target", "drafter"):
+        written = sorted(path.name for path in (trained / name).iterdir())
+        assert sorted(path.name for path in (tmp_path / name).iterdir()) == written
+        for file in written:
+            assert (tmp_path / name / file).read_bytes() == (trained / name / file).read_bytes()
+
+
 def test_refuses_another_target(trained: Path, small_corpus: corpus.Corpus, tmp_path: Path) -> None:
     names = ("tokenizer", "continuations.ckpt", "drafter.ckpt", "drafter")
     copy_stages(trained, tmp_path, *names)
@@ -493,6 +517,11 @@ def test_refuses_another_target(trained: Path, small_corpus: corpus.Corpus, tmp_
         continuations.write_continuations(tmp_path, small_corpus, CONTINUATIONS, SHAPE)
     with pytest.raises(CheckpointError, match="drafter: was trained for the target with sha256"):
         export.load_drafter(tmp_path / "drafter", tmp_path / "target", SHAPE)
+    checkpointing.write_atomically(
+        tmp_path / "target.ckpt", {"model": random_target(8).state_dict()}
+    )
+    with pytest.raises(CheckpointError, match=r"drafter\.ckpt: was trained for the target"):
+        export.export_checkpoints(tmp_path, SHAPE)
 
 
 def test_a_failing_write_leaves_the_old_checkpoint(

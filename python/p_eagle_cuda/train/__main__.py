@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,11 +12,11 @@ from pathlib import Path
 
 import torch
 
-from ..errors import PEagleError
+from ..errors import ConfigError, PEagleError
 from .continuations import ContinuationRecipe, held_out_text, write_continuations
 from .corpus import held_out_prompts, load_corpus
 from .drafter import DrafterRecipe, describe, evaluate, train_drafter
-from .export import export_drafter, export_target, load_drafter, load_target
+from .export import export_checkpoints, export_drafter, export_target, load_drafter, load_target
 from .model import Shape
 from .target import TargetRecipe, train_target
 from .tokenizer import save_tokenizer, train_tokenizer
@@ -40,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
+    if options.compile and shutil.which("g++") is None:
+        raise ConfigError("--compile needs g++, which was not found on this machine")
     folder: Path = options.out
     folder.mkdir(parents=True, exist_ok=True)
     shape = Shape()
@@ -69,6 +72,8 @@ def _run(options: argparse.Namespace) -> None:
             )
             drafter = train_drafter(folder, corpus, drafter_recipe, shape, options.save_every)
             export_drafter(folder / "drafter", drafter, folder / "target", drafter_recipe.depths)
+        elif stage == "export":
+            export_checkpoints(folder, shape)
         elif stage == "evaluate":
             target = load_target(folder / "target", shape)
             drafter = load_drafter(folder / "drafter", folder / "target", shape)
@@ -86,8 +91,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "stage",
-        choices=["all", *_STAGES, "evaluate", "prompts"],
+        choices=["all", *_STAGES, "export", "evaluate", "prompts"],
         help="`all` runs the four stages in order; each continues from its checkpoint. "
+        "`export` writes both models from their checkpoints, finished or not. "
         "`evaluate` prints the held-out acceptance, `prompts` the held-out prompts as JSON lines.",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints and results")

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import CheckpointError
+from .checkpointing import read_checkpoint
 from .model import Drafter, Shape, Target
 from .tokenizer import END_OF_TEXT_ID, MASK_ID
 
@@ -57,6 +58,26 @@ def export_drafter(folder: Path, model: Drafter, target_folder: Path, depths: in
     _write_folder(folder, config, model.state_dict())
 
 
+def export_checkpoints(folder: Path, shape: Shape) -> None:
+    """Write `target` and, where there is one, `drafter` from the checkpoints, finished or not.
+
+    Raises:
+        CheckpointError: There is no target checkpoint, or the drafter is another target's.
+    """
+    target = Target(shape)
+    target.load_state_dict(read_checkpoint(folder / "target.ckpt", "target")["model"])
+    export_target(folder / "target", target, folder / "tokenizer")
+    path = folder / "drafter.ckpt"
+    if not path.exists():
+        return
+    saved = read_checkpoint(path, "drafter")
+    settings = saved["hyperparameters"]
+    _check_target(path, settings["target_sha256"], folder / "target")
+    drafter = Drafter(shape)
+    drafter.load_state_dict(saved["model"])
+    export_drafter(folder / "drafter", drafter, folder / "target", settings["depths"])
+
+
 def load_target(folder: Path, shape: Shape) -> Target:
     """The exported target, its bfloat16 weights widened to float32: exactly what users will run.
 
@@ -86,13 +107,7 @@ def load_drafter(folder: Path, target_folder: Path, shape: Shape) -> Drafter:
     config_path = folder / "config.json"
     if not config_path.exists():
         raise CheckpointError(f"{config_path}: not found; run the stage `drafter` first")
-    trained_for = json.loads(config_path.read_text())["target_sha256"]
-    found = file_sha256(target_folder / "model.safetensors")
-    if trained_for != found:
-        raise CheckpointError(
-            f"{folder}: was trained for the target with sha256 {trained_for[:12]}, "
-            f"found {found[:12]} in {target_folder}"
-        )
+    _check_target(folder, json.loads(config_path.read_text())["target_sha256"], target_folder)
     model = Drafter(shape)
     tensors = load_file(folder / "model.safetensors")
     model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
@@ -102,6 +117,15 @@ def load_drafter(folder: Path, target_folder: Path, shape: Shape) -> Drafter:
 def file_sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _check_target(path: Path, trained_for: str, target_folder: Path) -> None:
+    found = file_sha256(target_folder / "model.safetensors")
+    if trained_for != found:
+        raise CheckpointError(
+            f"{path}: was trained for the target with sha256 {trained_for[:12]}, "
+            f"found {found[:12]} in {target_folder}"
+        )
 
 
 def _common_config(shape: Shape) -> dict[str, Any]:
