@@ -1,104 +1,33 @@
-"""The training: rows and mask, resumption, refusals, what is exported, what is held out."""
+"""The training: rows and mask, optimiser, corpus, models, what is exported."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from p_eagle_cuda.drafter import Drafter
 from p_eagle_cuda.engine import SpeculativeEngine, max_target_rows, num_blocks
-from p_eagle_cuda.errors import CheckpointError, ConfigError
 from p_eagle_cuda.statistics import Step
 from p_eagle_cuda.target import Target
 from p_eagle_cuda.train import checkpointing, cod, continuations, corpus, drafter, export, model
-from p_eagle_cuda.train import target as target_module
-from p_eagle_cuda.train.__main__ import main
 from p_eagle_cuda.train.muon import Muon, orthogonalise
-from p_eagle_cuda.train.tokenizer import (
-    END_OF_TEXT_ID,
-    MASK_ID,
-    load_tokenizer,
-    save_tokenizer,
-    train_tokenizer,
+from p_eagle_cuda.train.tokenizer import END_OF_TEXT_ID, MASK_ID, load_tokenizer
+from toy_training import (
+    CONTINUATIONS,
+    SHAPE,
+    random_drafter,
+    random_target,
 )
 
-SHAPE = model.Shape(
-    hidden_size=32,
-    intermediate_size=64,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=16,
-    target_layers=4,
-    tap_layers=(1, 2, 3),
-    max_positions=320,
-)
-TARGET = target_module.TargetRecipe(
-    steps=6, batch_tokens=64, window=16, long_window=32, warmup=2, matrix_lr=1e-2
-)
-CONTINUATIONS = continuations.ContinuationRecipe(
-    batches=2, batch=6, length=40, shortest_prompt=8, longest_prompt=12, branch_rate=0.1
-)
-DRAFTER = drafter.DrafterRecipe(steps=6, batch=2, window=40, depths=4, warmup=2, corpus_every=2)
-
-
-@pytest.fixture(scope="session")
-def library() -> corpus.Corpus:
-    return corpus.load_corpus()
-
-
-@pytest.fixture(scope="session")
-def small_corpus(library: corpus.Corpus) -> corpus.Corpus:
-    few = [source for source in library.held_out if source.path.startswith("re/__init__")]
-    return replace(library, training=library.training[:20], held_out=few)
-
-
-@pytest.fixture(scope="session")
-def trained(small_corpus: corpus.Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which every stage has run, at toy size."""
-    folder = tmp_path_factory.mktemp("trained")
-    save_tokenizer(train_tokenizer(s.text for s in small_corpus.training), folder / "tokenizer")
-    target = target_module.train_target(folder, small_corpus, TARGET, SHAPE, save_every=3)
-    export.export_target(folder / "target", target, folder / "tokenizer")
-    continuations.write_continuations(folder, small_corpus, CONTINUATIONS, SHAPE)
-    trained = drafter.train_drafter(folder, small_corpus, DRAFTER, SHAPE, save_every=6)
-    export.export_drafter(folder / "drafter", trained, folder / "target", DRAFTER.depths)
-    return folder
-
-
-def copy_stages(source: Path, destination: Path, *names: str) -> None:
-    for name in names:
-        for path in [source / name, *sorted((source / name).rglob("*"))]:
-            if path.is_file():
-                copied = destination / path.relative_to(source)
-                copied.parent.mkdir(parents=True, exist_ok=True)
-                copied.write_bytes(path.read_bytes())
-
-
-def random_drafter(seed: int = 0) -> model.Drafter:
-    """Weights large enough that what a row sees decides what it says."""
-    generator = torch.Generator().manual_seed(seed)
-    made = model.Drafter(SHAPE).double().requires_grad_(False)
-    for parameter in made.parameters():
-        parameter.normal_(0, 0.3, generator=generator)
-    return made
-
-
-def random_target(seed: int = 0) -> model.Target:
-    generator = torch.Generator().manual_seed(seed)
-    made = model.Target(SHAPE).requires_grad_(False)
-    for parameter in made.parameters():
-        parameter.normal_(0, 0.3, generator=generator)
-    return made
+pytest_plugins = ["toy_training_fixtures"]
 
 
 # Rows and mask
@@ -297,6 +226,38 @@ def test_exported_drafter_has_the_names_and_types_of_its_format(trained: Path) -
     assert not any(name.startswith("layers.0.") for name in shapes)
 
 
+def test_exported_drafter_computes_what_was_trained(trained: Path, tmp_path: Path) -> None:
+    """In float64, against the package's own drafter, which shares no code with the training."""
+    depths, length = 4, 12
+    export.export_drafter(tmp_path, random_drafter(), trained / "target", depths)
+    made = export.load_drafter(tmp_path, trained / "target", SHAPE).double()
+    text = torch.randint(MASK_ID, (length + 1,))
+    taps = torch.randn(length, 3 * SHAPE.hidden_size, dtype=torch.float64)
+    ids = torch.cat([text[1:], torch.full((depths - 1,), MASK_ID)])
+    expected = made(ids[None], taps[None], torch.arange(len(ids)), None)[0, length - 1 :]
+
+    drafting = Drafter.from_pretrained(
+        tmp_path,
+        num_speculative_tokens=depths,
+        max_requests=1,
+        max_target_rows=length,
+        num_blocks=2,
+        dtype=torch.float64,
+    )
+    drafts = drafting.propose(
+        text[:length],
+        torch.arange(length),
+        [tap.contiguous() for tap in taps.chunk(3, -1)],
+        torch.tensor([0, length], dtype=torch.int32),
+        torch.zeros(1, dtype=torch.int32),
+        text[length:],
+        torch.arange(2, dtype=torch.int32)[None],
+    )
+    assert drafts.token_ids[0].tolist() == expected.argmax(-1).tolist()
+    # The package keeps its table of angles in float32 too, but not bit for bit the same.
+    torch.testing.assert_close(drafts.top_logits[0, :, 0], expected.amax(-1), rtol=1e-4, atol=1e-4)
+
+
 def test_drafter_starts_with_what_its_target_knows() -> None:
     target, made = random_target(), model.Drafter(SHAPE)
     drafter.start_from_target(made, target, torch.Generator().manual_seed(0))
@@ -378,6 +339,31 @@ def test_estimated_acceptance_is_that_of_speculative_decoding(trained: Path) -> 
     assert len(accepted) > 1, "a drafter that is always wrong or always right proves nothing"
 
 
+class Guesser(model.Drafter):
+    """Knows that tokens count up with the position, and errs in a pattern of its own."""
+
+    def forward(self, ids: Tensor, taps: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
+        wrong = (positions * 5 + (ids == MASK_ID) * positions % 2) % 3 == 0
+        return F.one_hot(positions + 2 + wrong.long(), SHAPE.vocab_size).float()
+
+
+def test_only_leading_drafts_count() -> None:
+    text = torch.arange(50).expand(2, 50)
+    prompt, drafted = 4, 4
+    found = drafter.replay(Guesser(SHAPE), random_target(), text, drafted, prompt)
+    steps, anchor = [], prompt - 1
+    later = 0
+    while anchor + drafted + 1 < 50:
+        positions = [anchor + depth for depth in range(drafted)]
+        right = [(p * 5 + (p % 2 if depth else 0)) % 3 != 0 for depth, p in enumerate(positions)]
+        leading = [*right, False].index(False)
+        later += sum(right) > leading
+        steps.append(Step(anchor + 2 - prompt, drafted, leading))
+        anchor += leading + 1
+    assert later, "no draft was right behind a wrong one"
+    assert found == [steps, steps]
+
+
 def test_estimated_acceptance_is_the_engines(trained: Path) -> None:
     """The models of the training, and those of the package that load what it exported."""
     target = export.load_target(trained / "target", SHAPE)
@@ -405,174 +391,3 @@ def test_estimated_acceptance_is_the_engines(trained: Path) -> None:
         assert completion.token_ids == ids[prompt:].tolist()
         verified = [step for step in completion.steps if step.num_drafts]
         assert verified[: len(steps)] == steps
-
-
-# Resumption and refusals
-
-
-class KilledError(Exception):
-    """Stands for the process being killed."""
-
-
-def run_stage(stage: str, folder: Path, small_corpus: corpus.Corpus) -> None:
-    if stage == "target":
-        target_module.train_target(folder, small_corpus, TARGET, SHAPE, save_every=2)
-    elif stage == "continuations":
-        continuations.write_continuations(folder, small_corpus, CONTINUATIONS, SHAPE)
-    else:
-        drafter.train_drafter(folder, small_corpus, DRAFTER, SHAPE, save_every=2)
-
-
-def tensors_in(value: Any, path: str = "") -> dict[str, Tensor]:
-    if isinstance(value, Tensor):
-        return {path: value}
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    return {
-        name: tensor
-        for key, part in items
-        if isinstance(part, (Tensor, dict, list))
-        for name, tensor in tensors_in(part, f"{path}/{key}").items()
-    }
-
-
-@pytest.mark.parametrize(
-    ("stage", "how"),
-    [
-        ("target", "killed"),
-        ("target", "interrupted"),
-        ("continuations", "killed"),
-        ("drafter", "killed"),
-        ("drafter", "interrupted"),
-    ],
-)
-def test_resumed_run_ends_with_the_same_bits(
-    stage: str,
-    how: str,
-    trained: Path,
-    small_corpus: corpus.Corpus,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    copy_stages(trained, tmp_path, "tokenizer", "target")
-    if stage == "drafter":
-        copy_stages(trained, tmp_path, "continuations.ckpt")
-    calls = 0
-
-    def stopping(*arguments: Any) -> torch.Generator:
-        nonlocal calls
-        calls += arguments[1] == stage
-        if calls == {"target": 4, "continuations": 2, "drafter": 4}[stage]:
-            if how == "killed":
-                raise KilledError
-            os.kill(os.getpid(), signal.SIGINT)
-        return checkpointing.generator_for(*arguments)
-
-    module = {"target": target_module, "continuations": continuations, "drafter": drafter}[stage]
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "generator_for", stopping)
-        with pytest.raises(KilledError if how == "killed" else KeyboardInterrupt):
-            run_stage(stage, tmp_path, small_corpus)
-    halfway = torch.load(tmp_path / f"{stage}.ckpt", weights_only=True)
-    if stage != "continuations":
-        assert halfway["step"] == (2 if how == "killed" else 4)
-    run_stage(stage, tmp_path, small_corpus)
-
-    resumed = tensors_in(torch.load(tmp_path / f"{stage}.ckpt", weights_only=True))
-    straight = tensors_in(torch.load(trained / f"{stage}.ckpt", weights_only=True))
-    assert resumed.keys() == straight.keys()
-    assert all(torch.equal(resumed[name], straight[name]) for name in straight)
-    assert not list(tmp_path.glob("*.tmp"))
-
-
-def test_refuses_to_resume_with_other_settings(trained: Path, small_corpus: corpus.Corpus) -> None:
-    with pytest.raises(
-        CheckpointError, match=r"target\.ckpt: was made with matrix_lr=0\.01, .*0\.5"
-    ):
-        target_module.train_target(trained, small_corpus, replace(TARGET, matrix_lr=0.5), SHAPE)
-    with pytest.raises(CheckpointError, match=r"continuations\.ckpt: was made with branch_rate"):
-        continuations.write_continuations(
-            trained, small_corpus, replace(CONTINUATIONS, branch_rate=0.5), SHAPE
-        )
-    with pytest.raises(CheckpointError, match=r"drafter\.ckpt: was made with depths=4, .* 5"):
-        drafter.train_drafter(trained, small_corpus, replace(DRAFTER, depths=5), SHAPE)
-
-
-def test_export_writes_what_the_stages_wrote(trained: Path, tmp_path: Path) -> None:
-    copy_stages(trained, tmp_path, "tokenizer", "target.ckpt", "drafter.ckpt")
-    export.export_checkpoints(tmp_path, SHAPE)
-    for name in ("target", "drafter"):
-        written = sorted(path.name for path in (trained / name).iterdir())
-        assert sorted(path.name for path in (tmp_path / name).iterdir()) == written
-        for file in written:
-            assert (tmp_path / name / file).read_bytes() == (trained / name / file).read_bytes()
-
-
-def test_refuses_another_target(trained: Path, small_corpus: corpus.Corpus, tmp_path: Path) -> None:
-    names = ("tokenizer", "continuations.ckpt", "drafter.ckpt", "drafter")
-    copy_stages(trained, tmp_path, *names)
-    export.export_target(tmp_path / "target", random_target(7), tmp_path / "tokenizer")
-    with pytest.raises(ConfigError, match="was written by the target with sha256"):
-        drafter.train_drafter(tmp_path, small_corpus, DRAFTER, SHAPE)
-    with pytest.raises(CheckpointError, match=r"continuations\.ckpt: was made with target_sha256"):
-        continuations.write_continuations(tmp_path, small_corpus, CONTINUATIONS, SHAPE)
-    with pytest.raises(CheckpointError, match="drafter: was trained for the target with sha256"):
-        export.load_drafter(tmp_path / "drafter", tmp_path / "target", SHAPE)
-    checkpointing.write_atomically(
-        tmp_path / "target.ckpt", {"model": random_target(8).state_dict()}
-    )
-    with pytest.raises(CheckpointError, match=r"drafter\.ckpt: was trained for the target"):
-        export.export_checkpoints(tmp_path, SHAPE)
-
-
-def test_a_failing_write_leaves_the_old_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "target.ckpt"
-    checkpointing.write_atomically(path, {"step": 1})
-
-    def full_disk(content: object, to: Path) -> None:
-        to.write_bytes(b"half")
-        raise OSError("no space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", full_disk)
-        with pytest.raises(OSError, match="no space left"):
-            checkpointing.write_atomically(path, {"step": 2})
-    assert checkpointing.read_checkpoint(path, "target") == {"step": 1}
-
-
-def test_refuses_a_damaged_checkpoint(
-    trained: Path, small_corpus: corpus.Corpus, tmp_path: Path
-) -> None:
-    copy_stages(trained, tmp_path, "tokenizer", "target.ckpt")
-    content = (tmp_path / "target.ckpt").read_bytes()
-    (tmp_path / "target.ckpt").write_bytes(content[: len(content) // 2])
-    with pytest.raises(CheckpointError, match=r"target\.ckpt: not a readable checkpoint"):
-        target_module.train_target(tmp_path, small_corpus, TARGET, SHAPE)
-
-
-@pytest.mark.parametrize(
-    ("stage", "message"),
-    [
-        ("target", "run the stage `tokenizer` first"),
-        ("continuations", "run the stage `target` first"),
-        ("drafter", "run the stage `target` first"),
-    ],
-)
-def test_command_line_says_which_stage_is_missing(
-    stage: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main([stage, "--out", str(tmp_path)]) == 2
-    last_line = capsys.readouterr().err.splitlines()[-1]
-    assert last_line.startswith("error: ")
-    assert message in last_line
-
-
-def test_command_line_writes_held_out_prompts_as_json_lines(
-    library: corpus.Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["prompts", "--out", str(tmp_path)]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [json.loads(line) for line in lines] == [
-        {"prompt": prompt} for prompt in corpus.held_out_prompts(library)
-    ]
