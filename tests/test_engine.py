@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from checkpoints import write_drafter, write_target
 from p_eagle_cuda.drafter import Drafter, Drafts
@@ -55,12 +57,25 @@ class Oracle(Drafter):
         drafter.text, drafter.wrong = text, wrong
         return drafter
 
-    def propose(self, target_tokens, target_positions, taps, query_start, num_rejected, *rest):  # noqa: ANN001, ANN002, ANN201
+    def propose(
+        self,
+        target_tokens: Tensor,
+        target_positions: Tensor,
+        taps: Sequence[Tensor],
+        query_start: Tensor,
+        num_rejected: Tensor,
+        next_tokens: Tensor,
+        block_table: Tensor,
+    ) -> Drafts:
         drafts = super().propose(
-            target_tokens, target_positions, taps, query_start, num_rejected, *rest
-        )
-        last_valid = target_positions[query_start[1] - 1 - num_rejected[0]]
-        first = int(last_valid) + 2  # the position after the bonus token's
+            target_tokens, target_positions, taps, query_start, num_rejected, next_tokens,
+            block_table,
+        )  # fmt: skip
+        num_valid = len(target_tokens) - int(num_rejected)
+        start = int(target_positions[0])
+        assert target_tokens[:num_valid].tolist() == self.text[start : start + num_valid]
+        assert int(next_tokens) == self.text[start + num_valid]
+        first = start + num_valid + 1
         right = [self.text[p] if p < len(self.text) else 0 for p in range(first, first + K)]
         said = [t + (first + i in self.wrong) for i, t in enumerate(right)]
         return Drafts(torch.tensor([said]), *drafts[1:])
@@ -162,6 +177,9 @@ def test_up_to_the_last_position(folders: tuple[Path, Path], tmp_path: Path) -> 
     engine = SpeculativeEngine(target, None, max_requests=1, max_length=64)
     assert completion.token_ids == engine.generate([prompt], 34)[0].token_ids
     assert completion.finish_reason == "length"
+    room = [64 - len(prompt) - step.offset for step in completion.steps[1:]]
+    assert [step.num_drafts for step in completion.steps[1:]] == [min(K, n) for n in room]
+    assert min(room) < K
 
 
 def test_callbacks_give_every_token_once(target: Target, folders: tuple[Path, Path]) -> None:

@@ -71,6 +71,8 @@ def test_end_tokens_come_from_the_generation_config(tmp_path: Path) -> None:
     generation = tmp_path / "generation_config.json"
     generation.write_text(json.dumps({"eos_token_id": [7, 9]}))
     assert TargetConfig.from_pretrained(tmp_path).eos_token_ids == (7, 9)
+    generation.write_text(json.dumps({"do_sample": False}))
+    assert TargetConfig.from_pretrained(tmp_path).eos_token_ids == (2,)
     generation.write_text(json.dumps({"eos_token_id": ["</s>"]}))
     with pytest.raises(ConfigError, match="`eos_token_id` must be a token id or a list of them"):
         TargetConfig.from_pretrained(tmp_path)
