@@ -197,3 +197,13 @@ def test_command_line_writes_held_out_prompts_as_json_lines(
     assert [json.loads(line) for line in lines] == [
         {"prompt": prompt} for prompt in corpus.held_out_prompts(library)
     ]
+
+
+def test_command_line_says_when_it_cannot_write(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert main(["prompts", "--out", str(tmp_path / "file" / "run")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
