@@ -13,6 +13,7 @@ import json
 import platform
 import sys
 from datetime import datetime, timezone
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,12 @@ def main() -> int:
     """Measure, print a table, and write the JSON and the plot that were asked for."""
     options = _parser().parse_args()
     try:
+        if options.plot and find_spec("matplotlib") is None:
+            raise PromptError("--plot needs matplotlib: pip install matplotlib")
         report = measure(options.k, options.prompts, options.max_tokens)
         print_table(report)
         if options.json:
+            options.json.parent.mkdir(parents=True, exist_ok=True)
             options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         if options.plot:
             plot(report, options.plot)
@@ -44,6 +48,10 @@ def main() -> int:
 
 def measure(ks: list[int], num_prompts: int, max_tokens: int) -> dict[str, Any]:
     """Run every K over the same prompts."""
+    if num_prompts < 1 or max_tokens < 20:
+        raise PromptError(
+            f"expected at least 1 prompt and 20 tokens, got {num_prompts} and {max_tokens}"
+        )
     texts = held_out_prompts(load_corpus(), limit=num_prompts)
     rows = []
     for k in ks:
@@ -90,10 +98,8 @@ def print_table(report: dict[str, Any]) -> None:
 
 def plot(report: dict[str, Any], path: Path) -> None:
     """Acceptance length over K, and acceptance by position at the largest K."""
-    try:
-        from matplotlib import pyplot
-    except ImportError:
-        raise PromptError("--plot needs matplotlib: pip install matplotlib") from None
+    from matplotlib import pyplot
+
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
     ks = [row["k"] for row in report["rows"]]
     left.plot(ks, [row["acceptance_length"] for row in report["rows"]], "o-", label="all text")

@@ -1,6 +1,6 @@
 // The torch-facing layer, one function per op: check, fill Params, launch. It allocates nothing,
 // synchronises nothing and reads no device memory, so every op can be captured in a CUDA graph.
-// Schemas live in python/p_eagle_cuda/ops.py, next to the documentation and the contracts.
+// Schemas live in python/p_eagle_cuda/ops/, next to the documentation and the contracts.
 
 #include <torch/csrc/stable/library.h>
 

@@ -122,8 +122,8 @@ def norm_swiglu(device: str, dtype: torch.dtype) -> Arguments:
         "x": _rows(device, dtype, H),
         "norm_weight": _norm(device, dtype, H),
         "gate_up": _linear(device, dtype, 2 * INTER, H),
-        "eps": 1e-5,
         "num_rows": _count(device),
+        "eps": 1e-5,
         "out": _output(device, dtype, R, INTER),
     }
 

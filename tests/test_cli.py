@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -98,6 +99,10 @@ def test_a_file_of_prompts(run: Callable[..., Any], tmp_path: Path) -> None:
     reports = [json.loads(run(*batch, "--batch-size", n)[1]) for n in ("1", "3")]
     assert reports[0]["outputs"] == reports[1]["outputs"]
     assert len(reports[0]["outputs"]) == 4
+    code, out, _ = run("--prompts", str(file), "--max-tokens", "12")
+    assert code == 0
+    for prompt, text in zip(prompts, reports[0]["texts"], strict=True):
+        assert prompt + text in out
     code, out, _ = run("déjà", "--max-tokens", "12", "--json")
     assert code == 0
     assert json.loads(out)["outputs"][0] == reports[0]["outputs"][3]
@@ -138,14 +143,20 @@ BAD_CALLS = {
     "k word": (["x", "--k", "many"], "argument --k: invalid int value: 'many'"),
     "no tokens": (["x", "--max-tokens", "0"], "--max-tokens must be at least 1, got 0"),
     "no batch": (["x", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
-    "cold": (["x", "--temperature", "-1"], "--temperature must be 0 or above, got -1.0"),
-    "nan": (["x", "--temperature", "nan"], "--temperature must be 0 or above, got nan"),
+    "cold": (
+        ["x", "--temperature", "-1"],
+        "--temperature must be a finite number, 0 or above, got -1.0",
+    ),
+    "nan": (
+        ["x", "--temperature", "nan"],
+        "--temperature must be a finite number, 0 or above, got nan",
+    ),
     "long": (
         ["x" * 250],
         "prompt 0 has 250 tokens; with 200 new ones that exceeds the target's context of 256",
     ),
     "no file": (["--prompts", "nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
-    "not utf-8": (["caf\udce9"], "the prompt is not UTF-8"),
+    "not utf-8": (["caf\udce9"], "the prompt is not Unicode text: character 3 is '\\udce9'"),
 }
 
 
@@ -175,6 +186,9 @@ BAD_PROMPT_FILES = {
     "list": (b'["a"]', ':1: expected {"prompt": "..."}'),
     "not utf-8": (b'{"prompt": "\xff"}', "is not UTF-8 (byte 12)"),
     "empty": (b"\n", "holds no prompts"),
+    "half a character": (b'{"prompt": "\\ud800 x"}', "the prompt is not Unicode text"),
+    "deep": (b"[" * 100_000, ":1: is not JSON"),
+    "huge number": (b'{"prompt": ' + b"1" * 5000 + b"}", ":1: is not JSON"),
 }
 
 
@@ -228,6 +242,50 @@ def test_an_empty_prompt_starts_a_text_or_says_why_not(
     del config["bos_token_id"]
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert_one_line(run("", target=tmp_path), "the prompt is empty and the target has no token")
+
+
+def test_another_target_is_noted(run: Callable[..., Any], pair: Path, tmp_path: Path) -> None:
+    config = json.loads((pair / "drafter" / "config.json").read_text())
+    (tmp_path / "model.safetensors").symlink_to(pair / "drafter" / "model.safetensors")
+    found = hashlib.sha256((pair / "target" / "model.safetensors").read_bytes()).hexdigest()
+    for tied_to, noted in (("0" * 64, True), (found, False)):
+        (tmp_path / "config.json").write_text(json.dumps({**config, "target_sha256": tied_to}))
+        code, _, err = run("a", "--max-tokens", "3", "--json", drafter=tmp_path)
+        assert code == 0
+        assert ("was trained for the target with sha256 000000000000" in err) == noted
+
+
+def test_a_drafter_with_a_padded_vocabulary(run: Callable[..., Any], tmp_path: Path) -> None:
+    """Drafts that the target does not know end the chain."""
+    write_drafter(tmp_path, vocab_size=4000, draft_vocab_size=4000, ptd_token_id=3999)
+    code, out, _ = run("def f(", "--max-tokens", "30", "--json", drafter=tmp_path)
+    assert code == 0
+    assert json.loads(out)["lossless"]
+
+
+def test_a_tokenizer_that_truncates_and_pads(
+    run: Callable[..., Any], pair: Path, tmp_path: Path
+) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).symlink_to(pair / "target" / name)
+    tokenizer = Tokenizer.from_file(str(pair / "target" / "tokenizer.json"))
+    tokenizer.enable_truncation(2)
+    tokenizer.enable_padding(length=40)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    outputs = [
+        json.loads(run("def merge", "--max-tokens", "8", "--json", target=target)[1])["outputs"]
+        for target in (None, tmp_path)
+    ]
+    assert outputs[0] == outputs[1]
+
+
+def test_nan_logits_are_not_lossless(run: Callable[..., Any], pair: Path, tmp_path: Path) -> None:
+    for name in ("model.safetensors", "tokenizer.json"):
+        (tmp_path / name).symlink_to(pair / "target" / name)
+    config = json.loads((pair / "target" / "config.json").read_text())
+    scaling = {"rope_type": "linear", "factor": 1e-320}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "rope_scaling": scaling}))
+    assert_one_line(run("abc", "--json", target=tmp_path), "the target computed NaN logits")
 
 
 def test_one_model_without_the_other(capsys: pytest.CaptureFixture[str], pair: Path) -> None:

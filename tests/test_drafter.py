@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from checkpoints import write_drafter, write_target
+from drafter_variants import VARIANTS
 from numerics import assert_as_accurate_as_torch
 from p_eagle_cuda import Drafter, reference
 from p_eagle_cuda.config import DrafterConfig
@@ -63,7 +64,7 @@ def reference_pass(path: Path, steps: list[Pass], dtype: torch.dtype, cache_dtyp
         )  # fmt: skip
         result = reference.draft(
             weights, caches, inputs, [t.to(dtype) for t in step.taps], step.block_table,
-            eps=config.rms_norm_eps, top_k=TOP_K,
+            eps=config.rms_norm_eps, norm_before_residual=config.norm_before_residual, top_k=TOP_K,
         )  # fmt: skip
     return result
 
@@ -99,22 +100,44 @@ def test_drafts_match_the_reference(dtype: torch.dtype, tmp_path: Path) -> None:
     assert_as_accurate_as_torch("lse", drafts.lse, lse.view(B, K), unfused_lse.view(B, K))
 
 
-@pytest.mark.parametrize("cache_dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
-def test_fp8_cache(cache_dtype: torch.dtype, tmp_path: Path) -> None:
-    """Drafts over an FP8 cache are those of the reference over one, and near those without."""
-    write_drafter(tmp_path)
-    drafter = Drafter.from_pretrained(
-        tmp_path, dtype=torch.float32, cache_dtype=cache_dtype, **SIZES
-    )
-    steps = passes(drafter.config, torch.float32)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_kind_of_checkpoint(variant: str, tmp_path: Path) -> None:
+    """No option of a checkpoint is lost between the reference and the ops."""
+    write_drafter(tmp_path, **VARIANTS[variant])
+    drafter = Drafter.from_pretrained(tmp_path, dtype=torch.float64, **SIZES)
+    steps = passes(drafter.config, torch.float64)
     for step in steps:
         drafts = propose(drafter, step)
-    ids, logits, _ = reference_pass(tmp_path, steps, torch.float32, cache_dtype)
+    ids, logits, _ = reference_pass(tmp_path, steps, torch.float64, torch.float64)
     assert torch.equal(drafts.top_ids.flatten(0, 1), ids)
-    assert torch.equal(drafts.top_logits.flatten(0, 1), logits)
-    _, exact, _ = reference_pass(tmp_path, steps, torch.float64, torch.float64)
-    distance = (logits - exact).abs().max()
-    assert 0 < distance < 2 * float(exact.std()), "FP8 must change the logits, and not by much"
+    torch.testing.assert_close(drafts.top_logits.flatten(0, 1), logits)
+
+
+@pytest.mark.parametrize("cache_dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_fp8_cache(cache_dtype: torch.dtype, tmp_path: Path) -> None:
+    """An FP8 cache moves the logits by no more than rounding each key and value would.
+
+    The scales are powers of two, so scaling loses nothing: drafts with any of them are those at
+    scale 1 as long as the values stay in range. Using one for the other, or none, changes them.
+    """
+    write_drafter(tmp_path)
+    results = []
+    for k_scale, v_scale in ((1.0, 1.0), (0.5, 0.25)):
+        drafter = Drafter.from_pretrained(
+            tmp_path, dtype=torch.float32, cache_dtype=cache_dtype, k_scale=k_scale,
+            v_scale=v_scale, **SIZES,
+        )  # fmt: skip
+        steps = passes(drafter.config, torch.float32)
+        for step in steps:
+            drafts = propose(drafter, step)
+        results.append(drafts.top_logits.flatten(0, 1).clone())
+        (first, *_) = drafter.caches
+        assert float(first.k.float().abs().max()) > 1 / k_scale, "the keys are stored divided"
+    torch.testing.assert_close(results[0], results[1])
+    ids, exact, _ = reference_pass(tmp_path, steps, torch.float64, torch.float64)
+    distance = float((results[0] - exact).abs().max())
+    # Three layers, each adding a relative error of half a unit in the last place of FP8.
+    assert 0 < distance < 3 * torch.finfo(cache_dtype).eps * float(exact.abs().max())
 
 
 def test_what_was_rejected_does_not_matter(tmp_path: Path) -> None:
@@ -201,9 +224,31 @@ def test_limits_are_refused(tmp_path: Path) -> None:
     small = Drafter.from_pretrained(tmp_path, **{**SIZES, "max_target_rows": 57})
     with pytest.raises(ValueError, match="at most 3 requests and 57 target rows, got 3 and 58"):
         propose(small, step)
-    for name in ("num_speculative_tokens", "max_requests", "max_target_rows"):
+    for name in ("num_speculative_tokens", "max_requests", "max_target_rows", "top_k"):
         with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
             Drafter.from_pretrained(tmp_path, **{**SIZES, name: 0})
+
+
+@pytest.mark.parametrize("name", ["num_blocks", "block_size", "k_scale", "v_scale"])
+def test_a_cache_must_have_a_size(name: str, tmp_path: Path) -> None:
+    write_drafter(tmp_path)
+    with pytest.raises(ValueError, match=f"allocate_cache: {name} must be above 0, got 0"):
+        Drafter.from_pretrained(tmp_path, **{**SIZES, name: 0})
+
+
+def test_caches_must_fit(tmp_path: Path) -> None:
+    write_drafter(tmp_path)
+    good = Drafter.from_pretrained(tmp_path, **SIZES)
+    sizes = {"num_speculative_tokens": K, "max_requests": 1, "max_target_rows": 8}
+    with pytest.raises(ValueError, match="a cache for each of 3 layers, got 2"):
+        Drafter(good.config, good.weights, good.caches[:2], **sizes)
+    other = allocate_cache(1, 20, 1, 8, 64, torch.float32)
+    with pytest.raises(ValueError, match=r"`k` of cache 1 must have shape \[20, 1, 16, 64\], got"):
+        Drafter(good.config, good.weights, [good.caches[0], *other, good.caches[2]], **sizes)
+    ours = Drafter(
+        good.config, good.weights, allocate_cache(3, 5, 1, 8, 64, torch.float32), **sizes
+    )
+    assert ours.block_size == 8
 
 
 def test_wrong_tap_width_names_the_tap(tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ class Oracle(Drafter):
 
     text: list[int]
     wrong: set[int]
+    most_rows: int = 0
 
     @classmethod
     def of(cls, drafter: Drafter, text: list[int], wrong: set[int]) -> Oracle:
@@ -71,6 +72,7 @@ class Oracle(Drafter):
             target_tokens, target_positions, taps, query_start, num_rejected, next_tokens,
             block_table,
         )  # fmt: skip
+        self.most_rows = max(self.most_rows, len(target_tokens))
         num_valid = len(target_tokens) - int(num_rejected)
         start = int(target_positions[0])
         assert target_tokens[:num_valid].tolist() == self.text[start : start + num_valid]
@@ -151,6 +153,31 @@ def test_long_prompts_come_in_chunks(tmp_path: Path, folders: tuple[Path, Path])
         )
     ]
     assert outputs[0] == outputs[1]
+
+
+def test_each_chunk_reaches_the_drafter(tmp_path: Path) -> None:
+    """Rows, positions and the token after a chunk; the oracle checks them."""
+    write_target(tmp_path / "target", max_position_embeddings=1024)
+    write_drafter(tmp_path / "drafter", max_position_embeddings=1024)
+    target = Target.from_pretrained(tmp_path / "target", tap_layer_ids=TAPS)
+    prompt = torch.randint(50, (PREFILL_CHUNK + 60,)).tolist()
+    length = len(prompt) + 20
+    alone = SpeculativeEngine(target, None, max_requests=1, max_length=length)
+    text = prompt + alone.generate([prompt], 20)[0].token_ids
+    drafter = Oracle.of(make_drafter(tmp_path / "drafter", 1, length=length), text, set())
+    engine = SpeculativeEngine(target, drafter, max_requests=1, max_length=length)
+    assert engine.generate([prompt], 16)[0].token_ids == text[len(prompt) : -4]
+    assert drafter.most_rows == PREFILL_CHUNK
+
+
+def test_up_to_the_last_block(target: Target, folders: tuple[Path, Path]) -> None:
+    """Drafts past the last token that is kept still have a place in the cache."""
+    outputs = [
+        SpeculativeEngine(target, drafter, max_requests=1, max_length=64).generate([[7] * 30], 34)
+        for drafter in (make_drafter(folders[1], 1, length=64), None)
+    ]
+    assert outputs[0][0].token_ids == outputs[1][0].token_ids
+    assert len(outputs[0][0].token_ids) == 34
 
 
 def test_stop_token_ends_a_request_inside_a_step(

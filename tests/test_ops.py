@@ -228,6 +228,57 @@ def test_public_function_allocates_what_it_returns(name: str, device: str) -> No
         assert torch.equal(result[rows], arguments[output][rows]), output
 
 
+@pytest.mark.parametrize("cache_dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_attention_over_an_fp8_cache_uses_each_scale(cache_dtype: torch.dtype, device: str) -> None:
+    """Against the same attention over the dequantised cache, k and v scaled apart."""
+    quantised = case("paged_attention", device)
+    for name, scale in (("k", 0.5), ("v", 0.125)):
+        cache, stored = quantised[f"{name}_cache"], None
+        stored = cache.nan_to_num().to(cache_dtype)
+        quantised[f"{name}_cache"] = stored
+        quantised[f"{name}_scale"] = torch.full((1,), scale, device=device)
+    plain = clone(quantised)
+    for name in "kv":
+        values = plain[f"{name}_cache"].double() * plain[f"{name}_scale"].double()
+        plain[f"{name}_cache"], plain[f"{name}_scale"] = values, torch.ones(1, device=device)
+    plain["q"] = plain["q"].double()
+    exact = run_reference("paged_attention", plain)["out"]
+    unfused = run_reference("paged_attention", clone(quantised))["out"]
+    call("paged_attention", quantised)
+    actual = quantised["out"][:N_REAL]
+    assert_as_accurate_as_torch("out", actual, exact, unfused)
+    assert_rounded_once("out", actual, exact)
+
+
+@pytest.mark.parametrize("rows", [-1, 10])
+def test_row_counts_out_of_range(rows: int) -> None:
+    arguments = CASES["norm_swiglu"]("cpu", torch.bfloat16)
+    arguments["num_rows"].fill_(rows)
+    with pytest.raises(ValueError, match=f"the number of rows must be 0 to 9, got {rows}"):
+        call("norm_swiglu", arguments)
+
+
+def test_rows_without_a_request() -> None:
+    arguments = CASES["prepare_inputs"]("cpu", torch.bfloat16)
+    for name in ("num_rejected", "next_tokens", "seq_lens", "sample_rows"):
+        arguments[name] = arguments[name][:0]
+    for name in ("query_start", "row_start"):
+        arguments[name] = arguments[name][:1]
+    arguments["block_table"] = arguments["block_table"][:0]
+    with pytest.raises(ValueError, match="must have a request for the 5 target rows"):
+        call("prepare_inputs", arguments)
+
+
+def test_hidden_sizes_that_only_kernels_refuse() -> None:
+    out, residual = ops.embed_norm_concat(
+        torch.zeros(2, dtype=torch.int64), torch.tensor([0, -1], dtype=torch.int32),
+        torch.tensor([2], dtype=torch.int32), torch.ones(3, 100), torch.ones(2, 100),
+        torch.ones(100), torch.ones(100), torch.ones(100), 1e-5,
+    )  # fmt: skip
+    assert out.shape == (2, 200)
+    assert residual.shape == (2, 100)
+
+
 def test_top_k_out_of_range() -> None:
     arguments = CASES["lm_head_topk"]("cpu", torch.bfloat16)
     for k in (0, 17):

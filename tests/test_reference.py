@@ -10,6 +10,7 @@ import torch
 
 from checkpoints import drafter_config, drafter_tensors, write_checkpoint
 from dense_drafter import DenseDrafter, causal, parallel_mask
+from drafter_variants import VARIANTS
 from p_eagle_cuda import reference
 from p_eagle_cuda.config import DrafterConfig
 from p_eagle_cuda.kv_cache import allocate_cache
@@ -18,27 +19,6 @@ from pass_cases import simulate
 
 K = 4
 BLOCK_SIZE = 16
-
-# One variant per code path of the pass: plain; norms and biases that only some formats have; the
-# Qwen3 kind; five taps with their own norms; one layer; a smaller draft vocabulary.
-VARIANTS: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "normed-residual": {"norm_before_residual": True, "norm_before_fc": True},
-    "bias": {"attention_bias": True},
-    "qwen3": {"architectures": ["PeagleQwen3ForCausalLM"]},
-    "five-taps": {"eagle_aux_hidden_state_layer_ids": [1, 2, 3, 4, 5], "fc_norm": True},
-    "one-layer": {"num_hidden_layers": 1},
-    "small-vocabulary": {"draft_vocab_size": 20},
-    "llama3-rope": {
-        "rope_scaling": {
-            "rope_type": "llama3",
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 32,
-        }
-    },
-}
 
 
 def load(
@@ -209,6 +189,7 @@ def test_prepare_inputs_past_the_block_table() -> None:
         max_position=100,
     )
     assert inputs.slots.tolist() == [27, -1, -1, -1, -1, 32, 33, 34, 35, -1]
+    assert inputs.seq_lens.tolist() == [4], "keys end before the first position without a slot"
 
 
 def test_prepare_inputs_of_nothing() -> None:

@@ -28,6 +28,12 @@ def test_temperature_sharpens() -> None:
     assert choose(logits, 0.5, [0.11, 0.13]).tolist() == [0, 1]
 
 
+@pytest.mark.parametrize("temperature", [1e-9, 1e-310, 5e-324])
+def test_tiny_temperatures_are_greedy(temperature: float) -> None:
+    logits = torch.randn(20, 50) * 5
+    assert torch.equal(choose(logits, temperature, [0.5] * 20), logits.argmax(-1))
+
+
 def test_impossible_tokens_are_never_drawn() -> None:
     """Not even by the extreme uniforms, where cumulative sums end short of 1 or begin at 0."""
     g = torch.Generator().manual_seed(0)

@@ -41,6 +41,12 @@ def test_short_runs_are_not_a_loop() -> None:
     assert loop_start([1, 2] + [5] * MIN_LOOP_SPAN) == 3
 
 
+def test_before_loop_keeps_everything_of_a_text_without_loop() -> None:
+    """Also a last step whose accepted drafts went past the tokens that were asked for."""
+    steps = [Step(0, 0, 0), Step(1, 5, 5)]
+    assert before_loop([1, 2, 3, 4], steps) == steps
+
+
 def test_before_loop_keeps_the_steps_that_ended_before_it() -> None:
     tokens = list(range(10)) + [7, 8] * 20
     start = loop_start(tokens)

@@ -89,12 +89,22 @@ def check_tensor(op: str, name: str, tensor: Tensor, dtype: torch.dtype, *shape:
     check(tensor.dtype == dtype, f"{op}: `{name}` must have dtype {dtype}, got {tensor.dtype}")
     got = list(tensor.shape)
     check(got == list(shape), f"{op}: `{name}` must have shape {list(shape)}, got {got}")
-    check(tensor.is_contiguous(), f"{op}: `{name}` must be contiguous")
+    check(
+        tensor.is_contiguous(),
+        f"{op}: `{name}` must be contiguous, got strides {list(tensor.stride())}",
+    )
 
 
 def check_matrix(op: str, name: str, tensor: Tensor) -> None:
     """Raise unless `tensor` has two dimensions."""
     check(tensor.ndim == 2, f"{op}: `{name}` must be 2-D, got shape {list(tensor.shape)}")
+
+
+def count_rows(op: str, num_rows: Tensor, limit: int) -> int:
+    """The number of rows that exist, for CPU implementations, which may read it."""
+    n = int(num_rows)
+    check(0 <= n <= limit, f"{op}: the number of rows must be 0 to {limit}, got {n}")
+    return n
 
 
 def check_num_rows(op: str, tensor: Tensor) -> None:
@@ -127,7 +137,11 @@ def check_cache(
             cache.dtype == dtype or cache.dtype in FP8_DTYPES,
             f"{op}: `{name}` must have dtype {dtype} or an FP8 one, got {cache.dtype}",
         )
-        check(cache.stride(3) == 1, f"{op}: `{name}` must be contiguous in its last dimension")
+        check(
+            cache.stride(3) == 1,
+            f"{op}: `{name}` must be contiguous in its last dimension, got strides "
+            f"{list(cache.stride())}",
+        )
     check(
         k_cache.shape == v_cache.shape and k_cache.dtype == v_cache.dtype,
         f"{op}: `v_cache` must be like `k_cache`, {list(k_cache.shape)} {k_cache.dtype}, "

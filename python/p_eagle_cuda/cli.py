@@ -44,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has left
         sys.stderr.close()
         return 1
+    except OSError as error:
+        print(f"p-eagle-cuda: error: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("\np-eagle-cuda: interrupted", file=sys.stderr)
         return 130
@@ -89,25 +92,20 @@ def _generate(options: argparse.Namespace) -> int:
         if value < 1:
             raise PromptError(f"--{name} must be at least 1, got {value}")
     if not 0 <= options.temperature < float("inf"):
-        raise PromptError(f"--temperature must be 0 or above, got {options.temperature}")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise PromptError("--device cuda: this PyTorch sees no CUDA device")
+        raise PromptError(
+            f"--temperature must be a finite number, 0 or above, got {options.temperature}"
+        )
     if (options.target is None) != (options.drafter is None):
         raise PromptError("--target and --drafter go together: a drafter is trained for one target")
     generator = Generator(
-        options.target or bundled_target(),
-        options.drafter or bundled_drafter(),
+        bundled_target() if options.target is None else options.target,
+        bundled_drafter() if options.drafter is None else options.drafter,
         num_speculative_tokens=options.k,
         dtype=_DTYPES[options.dtype],
         device=options.device,
     )
-    trained = generator.drafter_config.num_speculative_tokens
-    if trained is not None and options.k > trained:
-        print(
-            f"p-eagle-cuda: note: the drafter was trained for {trained} tokens a step, positions "
-            f"past that are rarely accepted",
-            file=sys.stderr,
-        )
+    for note in generator.notes:
+        print(f"p-eagle-cuda: note: {note}", file=sys.stderr)
     prompts = generator.encode(texts, options.max_tokens)
     sampling = {
         "temperature": options.temperature,
@@ -126,6 +124,9 @@ def _generate(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(report.as_json()))
     else:
+        if options.prompts is not None:
+            for text, continuation in zip(texts, report.texts, strict=True):
+                print(f"{text}{continuation}\n")
         _print_report(report, options.k, options.temperature)
     return 0 if report.lossless else 1
 
@@ -135,10 +136,6 @@ def _prompts(options: argparse.Namespace) -> list[str]:
         raise PromptError("expected a prompt or --prompts FILE, and not both")
     if options.prompts is not None:
         return read_prompts(options.prompts)
-    try:
-        options.prompt.encode()
-    except UnicodeEncodeError as error:  # bytes of the command line that are not UTF-8
-        raise PromptError(f"the prompt is not UTF-8 (character {error.start})") from None
     return [options.prompt]
 
 

@@ -41,6 +41,7 @@ _ONLY_SUPPORTED: Mapping[str, object] = {
 }
 
 DEFAULT_ROPE_THETA = 10_000.0  # of Hugging Face's Llama and Qwen3 configurations
+MAX_POSITIONS = 2**24  # a rope table of 4 GB at head_dim 64; no model comes near
 DEFAULT_NUM_TAPS = 3  # vLLM's, when a configuration does not say
 
 
@@ -86,6 +87,8 @@ class RopeConfig:
         name = "rope_scaling" if fields.values.get("rope_scaling") else "rope_parameters"
         rope = fields.section(name)
         theta = rope.number("rope_theta", fields.number("rope_theta", DEFAULT_ROPE_THETA))
+        if theta <= 1:
+            raise (rope if "rope_theta" in rope else fields).error("rope_theta", "above 1")
         if "factor" in rope and "rope_type" not in rope and "type" not in rope:
             raise rope.error("rope_type", "default, linear, llama3 or yarn")
         key = "rope_type" if "rope_type" in rope else "type"
@@ -122,8 +125,13 @@ class RopeConfig:
                 beta_fast=rope.number("beta_fast", 32.0),
                 beta_slow=rope.number("beta_slow", 1.0),
                 attention_factor=_number_or_none(rope, "attention_factor"),
-                mscale=_number_or_none(rope, "mscale"),
-                mscale_all_dim=_number_or_none(rope, "mscale_all_dim"),
+                # Zero means unset, as in transformers.
+                mscale=_number_or_none(rope, "mscale") if rope.values.get("mscale") else None,
+                mscale_all_dim=(
+                    _number_or_none(rope, "mscale_all_dim")
+                    if rope.values.get("mscale_all_dim")
+                    else None
+                ),
                 truncate=rope.boolean("truncate", True),
             )
         raise rope.error(key, "default, linear, llama3 or yarn")
@@ -203,7 +211,8 @@ class DrafterConfig:
         # Nested formats keep the decoder's settings apart; the drafter's own stand outside, where
         # they win over one inside.
         layer = outer.section("transformer_layer_config") if _is_nested(outer) else outer
-        drafter = ConfigFields({**layer.values, **outer.values}, outer.file)
+        own = {name: value for name, value in outer.values.items() if value is not None}
+        drafter = ConfigFields({**layer.values, **own}, outer.file)
         source_format, qk_norm = _kind(outer, layer)
 
         check_decoder_supported(layer)
@@ -230,7 +239,7 @@ class DrafterConfig:
             draft_vocab_size=draft_vocab_size,
             rms_norm_eps=layer.number("rms_norm_eps"),
             rope=RopeConfig.from_fields(layer),
-            max_position_embeddings=layer.integer("max_position_embeddings"),
+            max_position_embeddings=context_length(layer),
             mask_token_id=_mask_token_id(drafter, vocab_size),
             attention_bias=layer.boolean("attention_bias", False),
             qk_norm=qk_norm,
@@ -280,6 +289,14 @@ def attention_heads(fields: ConfigFields) -> tuple[int, int, int]:
     if head_dim % 2:
         raise fields.error("head_dim", "even, because rotary embedding turns pairs")
     return num_heads, num_kv_heads, head_dim
+
+
+def context_length(fields: ConfigFields) -> int:
+    """`max_position_embeddings`, within what a rope table may be allocated for."""
+    positions = fields.integer("max_position_embeddings")
+    if positions > MAX_POSITIONS:
+        raise fields.error("max_position_embeddings", f"at most {MAX_POSITIONS}")
+    return positions
 
 
 def check_decoder_supported(fields: ConfigFields) -> None:

@@ -37,55 +37,44 @@ class Drafter:
         self,
         config: DrafterConfig,
         weights: DrafterWeights,
+        caches: Sequence[LayerCache],
         *,
         num_speculative_tokens: int,
         max_requests: int,
         max_target_rows: int,
-        num_blocks: int,
-        block_size: int = 16,
-        max_position: int | None = None,
         top_k: int = 1,
-        cache_dtype: torch.dtype | None = None,
-        caches: Sequence[LayerCache] | None = None,
     ) -> None:
         """Allocate the buffers of a drafter.
 
         Args:
             config: The checkpoint's configuration.
-            weights: Its packed weights; their device and dtype are the drafter's.
+            weights: Its packed weights; their device and dtype are the drafter's. Positions past
+                the end of their rope table get no slot in the cache.
+            caches: One paged cache per layer, from `allocate_cache` or a serving engine's own.
             num_speculative_tokens: K, drafted in each pass. May exceed the K of training; the
                 later positions are then rarely accepted.
             max_requests: Most requests in one pass.
             max_target_rows: Most target rows T in one pass: K + 1 a request when decoding, more
                 when prompts are read.
-            num_blocks: Blocks in the cache.
-            block_size: Positions in a block.
-            max_position: First position that is out of bounds; the rope table's length if None.
-            top_k: Candidates returned per position.
-            cache_dtype: Of the keys and values; the weights' dtype if None.
-            caches: One cache per layer to use instead of allocating them, as an engine does that
-                owns the memory; `num_blocks` and `cache_dtype` are then not used.
+            top_k: Candidates returned per position, 1 to 16.
 
         Raises:
-            ValueError: A size is out of range.
+            ValueError: A size is out of range, or the caches do not fit the configuration.
         """
         K, dtype, device = num_speculative_tokens, weights.fc.dtype, weights.fc.device
         for name, value in (
             ("num_speculative_tokens", K),
             ("max_requests", max_requests),
             ("max_target_rows", max_target_rows),
+            ("top_k", top_k),
         ):
             if value < 1:
                 raise ValueError(f"Drafter: {name} must be at least 1, got {value}")
-        self.config, self.weights = config, weights
+        self.config, self.weights, self.caches = config, weights, list(caches)
+        self.block_size = _common_block_size(config, self.caches)
         self.num_speculative_tokens = K
         self.max_requests, self.max_target_rows = max_requests, max_target_rows
-        self.block_size, self.top_k = block_size, top_k
-        self.max_position = max_position or weights.rope.shape[0]
-        self.caches = list(caches) if caches is not None else allocate_cache(
-            config.num_layers, num_blocks, config.num_kv_heads, block_size, config.head_dim,
-            cache_dtype or dtype, device,
-        )  # fmt: skip
+        self.top_k = top_k
 
         R, N = max_target_rows + max_requests * (K - 1), max_requests * K
         H, D, Nq = config.hidden_size, config.head_dim, config.num_heads
@@ -119,46 +108,55 @@ class Drafter:
         max_target_rows: int,
         num_blocks: int,
         block_size: int = 16,
+        top_k: int = 1,
         dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
+        cache_dtype: torch.dtype | None = None,
+        k_scale: float = 1.0,
+        v_scale: float = 1.0,
+        max_position: int | None = None,
         target_embedding: Tensor | None = None,
         target_lm_head: Tensor | None = None,
-        max_position: int | None = None,
-        top_k: int = 1,
-        cache_dtype: torch.dtype | None = None,
         progress: bool = True,
     ) -> Drafter:
-        """Load a checkpoint folder; see `load_drafter_weights` and the constructor for the rest.
+        """Load a checkpoint folder and allocate its cache.
 
         Args:
             path: Folder with config.json and safetensors.
-            num_speculative_tokens: K.
+            num_speculative_tokens: K, drafted in each pass.
             max_requests: Most requests in one pass.
             max_target_rows: Most target rows in one pass.
             num_blocks: Blocks in the cache.
             block_size: Positions in a block.
+            top_k: Candidates returned per position.
             dtype: Working dtype; the checkpoint's if None.
             device: Where the weights and buffers go.
+            cache_dtype: Of the keys and values, the working dtype if None; float8_e4m3fn and
+                float8_e5m2 store ``x / scale``.
+            k_scale: Scale of FP8 keys.
+            v_scale: Scale of FP8 values.
+            max_position: First position that is out of bounds; the config's if None.
             target_embedding: ``[V, H]`` for checkpoints that share the target's table.
             target_lm_head: ``[V, H]`` for checkpoints that share the target's head.
-            max_position: First position that is out of bounds; the config's if None.
-            top_k: Candidates returned per position.
-            cache_dtype: Of the keys and values; the working dtype if None.
             progress: Show a progress bar for a large checkpoint.
 
         Raises:
             ConfigError: The configuration is missing, malformed or not supported.
             CheckpointError: The tensors are not those that the configuration calls for.
+            ValueError: A size is out of range.
         """
         config = DrafterConfig.from_pretrained(path)
         weights = load_drafter_weights(
             path, config, dtype=dtype, device=device, target_embedding=target_embedding,
             target_lm_head=target_lm_head, max_position=max_position, progress=progress,
         )  # fmt: skip
+        caches = allocate_cache(
+            config.num_layers, num_blocks, config.num_kv_heads, block_size, config.head_dim,
+            cache_dtype or weights.fc.dtype, device, k_scale, v_scale,
+        )  # fmt: skip
         return cls(
-            config, weights, num_speculative_tokens=num_speculative_tokens,
-            max_requests=max_requests, max_target_rows=max_target_rows, num_blocks=num_blocks,
-            block_size=block_size, top_k=top_k, cache_dtype=cache_dtype,
+            config, weights, caches, num_speculative_tokens=num_speculative_tokens,
+            max_requests=max_requests, max_target_rows=max_target_rows, top_k=top_k,
         )  # fmt: skip
 
     def propose(
@@ -206,7 +204,7 @@ class Drafter:
         R, eps = T + B * (K - 1), config.rms_norm_eps
         inputs = ops.prepare_inputs(
             target_tokens, target_positions, query_start, num_rejected, next_tokens, block_table,
-            K, config.mask_token_id, self.block_size, self.max_position, out=self._slice(B, R),
+            K, config.mask_token_id, self.block_size, len(w.rope), out=self._slice(B, R),
         )  # fmt: skip
         num_rows = inputs.row_start[B:]
         hidden = ops.project_taps(
@@ -232,7 +230,7 @@ class Drafter:
             )  # fmt: skip
             ops.linear_residual(attended, layer.o, layer.o_bias, num_rows, residual)
             activated = ops.norm_swiglu(
-                residual, layer.post_norm, layer.gate_up, eps, num_rows, out=self._activated[:R]
+                residual, layer.post_norm, layer.gate_up, num_rows, eps, out=self._activated[:R]
             )
             ops.linear_residual(activated, layer.down, None, num_rows, residual)
         ids, logits, lse = ops.lm_head_topk(
@@ -254,3 +252,21 @@ class Drafter:
             seq_lens=i.seq_lens[:B],
             sample_rows=i.sample_rows[: B * self.num_speculative_tokens],
         )
+
+
+def _common_block_size(config: DrafterConfig, caches: Sequence[LayerCache]) -> int:
+    """The positions in a block, once the caches are known to fit the drafter."""
+    if len(caches) != config.num_layers:
+        raise ValueError(
+            f"Drafter: expected a cache for each of {config.num_layers} layers, got {len(caches)}"
+        )
+    blocks, _, block_size, _ = caches[0].k.shape
+    expected = (blocks, config.num_kv_heads, block_size, config.head_dim)
+    for i, cache in enumerate(caches):
+        for name, x in (("k", cache.k), ("v", cache.v)):
+            if x.shape != expected:
+                raise ValueError(
+                    f"Drafter: `{name}` of cache {i} must have shape {list(expected)}, "
+                    f"got {list(x.shape)}"
+                )
+    return int(block_size)

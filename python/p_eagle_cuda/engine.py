@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 import torch
 from torch import Tensor
 
 from p_eagle_cuda.drafter import Drafter
-from p_eagle_cuda.errors import PromptError
+from p_eagle_cuda.errors import PEagleError, PromptError
 from p_eagle_cuda.sampling import choose, count_accepted, keyed_uniform
 from p_eagle_cuda.statistics import Step
 from p_eagle_cuda.target import Target, TargetRows
@@ -118,8 +119,11 @@ class SpeculativeEngine:
             One completion per prompt, in order.
 
         Raises:
-            PromptError: A prompt is empty, holds an unknown token, or is too long.
+            PromptError: A prompt is empty, holds an unknown token, or is too long; `max_tokens` or
+                `temperature` is out of range.
         """
+        if not 0 <= temperature < float("inf"):
+            raise PromptError(f"temperature must be a finite number, 0 or above, got {temperature}")
         self._check_prompts(prompts, max_tokens)
         done: dict[int, Completion] = {}
         waiting = deque(enumerate(prompts))
@@ -179,8 +183,10 @@ class SpeculativeEngine:
                 rows.token_ids, rows.positions, output.taps, rows.row_start,
                 self._int32(num_rejected), self._int64(next_tokens), rows.block_table,
             ).token_ids.tolist()  # fmt: skip
+            vocab_size = self.target.config.vocab_size
             for request, draft in zip(active, drafts, strict=True):
-                request.drafts = draft
+                # A drafter's table may be padded past the target's; the chain ends there.
+                request.drafts = list(takewhile(lambda token: token < vocab_size, draft))
 
     def _query(self, request: _Request) -> list[int]:
         """The tokens that the target reads for this request in this pass."""
@@ -242,6 +248,10 @@ class SpeculativeEngine:
                     uniforms += [
                         keyed_uniform(seed, request.index, p) for p in range(first, last + 1)
                     ]
+        if bool(logits.isnan().any()):
+            raise PEagleError(
+                "the target computed NaN logits: its weights or its dtype are at fault"
+            )
         return iter(choose(logits, temperature, uniforms).tolist())
 
     def _advance(
@@ -290,8 +300,8 @@ def num_blocks(
 
 
 def _blocks_per_request(max_length: int, num_speculative_tokens: int, block_size: int) -> int:
-    # A pass may verify K drafts past the last token that is kept, and draft K - 1 masks after them.
-    return -(-(max_length + 2 * num_speculative_tokens) // block_size)
+    # A pass may verify K drafts past the last token that is kept.
+    return -(-(max_length + num_speculative_tokens) // block_size)
 
 
 def _reaches_end(request: _Request, query: Sequence[int]) -> bool:

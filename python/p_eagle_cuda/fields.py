@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -11,11 +11,13 @@ from typing import Any
 
 from p_eagle_cuda.errors import ConfigError, PEagleError
 
+_LARGEST_INTEGER = 2**31 - 1  # sizes and ids beyond it are damage, not models
+
 
 def read_json_object(file: Path, error: type[PEagleError] = ConfigError) -> dict[str, Any]:
     """Read a UTF-8 JSON file that holds one object; anything else raises `error`."""
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        value = json.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise error(f"{file}: not found") from None
     except OSError as reason:
@@ -29,6 +31,8 @@ def read_json_object(file: Path, error: type[PEagleError] = ConfigError) -> dict
         raise error(
             f"{file}: expected JSON, found an error in line {reason.lineno} ({reason.msg})"
         ) from None
+    except (ValueError, RecursionError) as reason:  # numbers and nesting without bound
+        raise error(f"{file}: expected a configuration, found other JSON ({reason})") from None
     if not isinstance(value, dict):
         raise error(f"{file}: expected a JSON object, found {shown(value)}")
     return value
@@ -65,12 +69,14 @@ class ConfigFields:
         return ConfigError(f"{field} must be {expected}, found {shown(self.values[name])}")
 
     def integer(self, name: str, default: int | None = None, *, minimum: int = 1) -> int:
-        """An integer of at least `minimum`; required when there is no default."""
+        """An integer from `minimum` to 2**31 - 1; required when there is no default."""
         value = self.values.get(name)
         if value is None and default is not None:
             return default
         if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
             raise self.error(name, f"an integer of at least {minimum}")
+        if value > _LARGEST_INTEGER:
+            raise self.error(name, f"an integer of at most {_LARGEST_INTEGER}")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
@@ -81,7 +87,7 @@ class ConfigFields:
         if (
             not isinstance(value, int | float)
             or isinstance(value, bool)
-            or not 0 < value < math.inf
+            or not 0 < value <= sys.float_info.max  # compares integers of any size
         ):
             raise self.error(name, "a finite number above 0")
         return float(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -11,10 +12,13 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
+from p_eagle_cuda import ops
 from p_eagle_cuda.config import DrafterConfig
 from p_eagle_cuda.drafter import Drafter
 from p_eagle_cuda.engine import Completion, SpeculativeEngine, max_target_rows, num_blocks
 from p_eagle_cuda.errors import ConfigError, PromptError
+from p_eagle_cuda.fields import ConfigFields
+from p_eagle_cuda.kv_cache import allocate_cache
 from p_eagle_cuda.statistics import Acceptance, acceptance, before_loop
 from p_eagle_cuda.target import Target, TargetConfig
 from p_eagle_cuda.text import encode_prompt, load_tokenizer
@@ -26,7 +30,7 @@ BLOCK_SIZE = 16
 
 @dataclass(frozen=True)
 class Report:
-    """What a run measured. Times are wall-clock seconds on this machine, model loading excluded.
+    """What a run measured. Times are wall-clock seconds on this machine, decoding alone.
 
     Attributes:
         acceptance: Over all verification steps.
@@ -66,7 +70,11 @@ class Report:
 
 
 class Generator:
-    """A target, a drafter and a tokenizer, checked to fit each other."""
+    """A target, a drafter and a tokenizer, checked to fit each other.
+
+    Attributes:
+        notes: What is not wrong but will disappoint, one sentence each.
+    """
 
     def __init__(
         self,
@@ -92,6 +100,8 @@ class Generator:
         K = num_speculative_tokens
         if not 1 <= K <= MAX_SPECULATIVE_TOKENS:
             raise ConfigError(f"k must be 1 to {MAX_SPECULATIVE_TOKENS}, got {K}")
+        if device == "cuda":
+            _check_cuda()
         target_config = TargetConfig.from_pretrained(target)
         self.drafter_config = DrafterConfig.from_pretrained(drafter)
         _check_pair(target_config, self.drafter_config)
@@ -100,13 +110,14 @@ class Generator:
             target, tap_layer_ids=self.drafter_config.taps(target_config.num_layers), dtype=dtype,
             device=device,
         )  # fmt: skip
-        # Rows of drafts that the target could not place are drafted nonetheless, hence 2 K more.
+        # Requests may reach the target's last position, whatever context the drafter names.
         self._drafter_weights = load_drafter_weights(
             drafter, self.drafter_config, dtype=dtype, device=device,
             target_embedding=self.target.embedding, target_lm_head=self.target.lm_head,
-            max_position=target_config.max_position_embeddings + 2 * K,
+            max_position=target_config.max_position_embeddings,
         )  # fmt: skip
         self.num_speculative_tokens = K
+        self.notes = _notes(Path(target), Path(drafter), self.drafter_config, K)
 
     def encode(self, prompts: Sequence[str], max_tokens: int) -> list[list[int]]:
         """Token ids of each prompt.
@@ -153,19 +164,32 @@ class Generator:
         def timed(
             engine: SpeculativeEngine, on_tokens: Callable[[int, list[int]], None] | None
         ) -> tuple[list[Completion], float]:
+            engine.generate(prompts[:1], 1)  # the first pass pays for what PyTorch sets up lazily
+            showing = 0.0
+
+            def show(index: int, tokens: list[int]) -> None:
+                nonlocal showing
+                if on_tokens:
+                    began = time.perf_counter()
+                    on_tokens(index, tokens)
+                    showing += time.perf_counter() - began
+
             start = time.perf_counter()
             completions = engine.generate(
                 prompts, max_tokens, temperature=temperature, seed=seed, stop=stop,
-                on_tokens=on_tokens, on_finish=on_finish,
+                on_tokens=show, on_finish=on_finish,
             )  # fmt: skip
-            tokens = sum(len(c.token_ids) for c in completions)
-            return completions, tokens / (time.perf_counter() - start)
+            seconds = time.perf_counter() - start - showing
+            return completions, sum(len(c.token_ids) for c in completions) / seconds
 
-        K = self.num_speculative_tokens
+        K, config = self.num_speculative_tokens, self.drafter_config
+        caches = allocate_cache(
+            config.num_layers, num_blocks(lanes, length, K, BLOCK_SIZE), config.num_kv_heads,
+            BLOCK_SIZE, config.head_dim, self.target.embedding.dtype, self.target.device,
+        )  # fmt: skip
         drafter = Drafter(
-            self.drafter_config, self._drafter_weights, num_speculative_tokens=K,
-            max_requests=lanes, max_target_rows=max_target_rows(lanes, K),
-            num_blocks=num_blocks(lanes, length, K, BLOCK_SIZE), block_size=BLOCK_SIZE,
+            config, self._drafter_weights, caches, num_speculative_tokens=K, max_requests=lanes,
+            max_target_rows=max_target_rows(lanes, K),
         )  # fmt: skip
         sizes = {"max_requests": lanes, "max_length": length, "block_size": BLOCK_SIZE}
         drafted, speed = timed(SpeculativeEngine(self.target, drafter, **sizes), on_tokens)
@@ -186,6 +210,33 @@ class Generator:
             tokens_per_s=speed,
             tokens_per_s_plain=plain_speed,
         )
+
+
+def _check_cuda() -> None:
+    if not torch.cuda.is_available():
+        raise ConfigError("this PyTorch sees no CUDA device")
+    missing = [name for name, has in ops.implementations().items() if not has["cuda"]]
+    if missing:
+        raise ConfigError(f"this build has no CUDA kernels for {', '.join(missing)}")
+
+
+def _notes(target: Path, drafter: Path, config: DrafterConfig, k: int) -> list[str]:
+    notes = []
+    if config.num_speculative_tokens is not None and k > config.num_speculative_tokens:
+        notes.append(
+            f"the drafter was trained for {config.num_speculative_tokens} tokens a step, positions "
+            "past that are rarely accepted"
+        )
+    tied_to = ConfigFields.read(drafter).string("target_sha256", "")
+    weights = target / "model.safetensors"
+    if tied_to and weights.is_file():
+        found = hashlib.sha256(weights.read_bytes()).hexdigest()
+        if found != tied_to:
+            notes.append(
+                f"the drafter was trained for the target with sha256 {tied_to[:12]}, this one has "
+                f"{found[:12]}"
+            )
+    return notes
 
 
 def _check_pair(target: TargetConfig, drafter: DrafterConfig) -> None:

@@ -33,7 +33,16 @@ def allocate_cache(
         device: Where.
         k_scale: Scale of the keys.
         v_scale: Scale of the values.
+
+    Raises:
+        ValueError: A size is not positive, or a scale is not.
     """
+    for name, value in (
+        ("num_blocks", num_blocks), ("block_size", block_size), ("k_scale", k_scale),
+        ("v_scale", v_scale),
+    ):  # fmt: skip
+        if not value > 0:
+            raise ValueError(f"allocate_cache: {name} must be above 0, got {value}")
 
     def scale(value: float) -> torch.Tensor:
         return torch.full((1,), value, dtype=torch.float32, device=device)

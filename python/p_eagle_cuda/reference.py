@@ -33,7 +33,7 @@ class PreparedInputs(NamedTuple):
     slots: Tensor  # [R] int64, where the row's K/V go: block * block_size + offset; -1: nowhere
     source_row: Tensor  # [R] int32, row of the taps; -1 for a mask row
     row_start: Tensor  # [B + 1] int32, rows of request b are row_start[b] .. row_start[b + 1]
-    seq_lens: Tensor  # [B] int32, keys in the cache once this pass has written its own
+    seq_lens: Tensor  # [B] int32, keys that every row may see once this pass has stored its own
     sample_rows: Tensor  # [B * K] int32, the rows whose logits are the K drafts; -1: no request
 
 
@@ -75,8 +75,11 @@ def prepare_inputs(
     has_slot = (positions < max_position) & (block >= 0)
     slots = torch.where(has_slot, block * block_size + positions % block_size, -1)
 
+    # Keys end before the first row that has no slot, or attention would read what nobody stored.
     start = _take(target_positions, query_start[:-1].long())
     seq_lens = torch.where(num_rows > 0, (start + num_rows).clamp(max=max_position), 0)
+    lost = is_row & ~has_slot
+    seq_lens = seq_lens.scatter_reduce(0, request[lost], positions[lost], "amin")
     sample = (row_start[:-1] + num_valid - 1)[:, None] + torch.arange(K, device=device)
     return PreparedInputs(
         token_ids=torch.where(is_row, token_ids, 0),
@@ -204,6 +207,8 @@ def paged_attention(
     softmax_scale: float,
 ) -> Tensor:  # [R, Nq * D], zero for rows of no request
     """Causal attention by absolute position: a row sees its request's keys up to its own.
+
+    A request without keys attends to nothing and gets zeros.
 
     For a mask row these are the context, the real rows of this pass and the earlier mask rows,
     because every row has stored its key before any row looks: P-EAGLE's parallel mask.

@@ -45,7 +45,9 @@ def choose(logits: Tensor, temperature: float, uniforms: Sequence[float]) -> Ten
     """
     if temperature == 0:
         return logits.argmax(dim=-1)
-    cumulative = (logits.double() / temperature).softmax(dim=-1).cumsum(dim=-1)
+    # The maximum goes first: a tiny temperature must not turn it into infinity.
+    scaled = (logits - logits.amax(dim=-1, keepdim=True)).double() / temperature
+    cumulative = scaled.softmax(dim=-1).cumsum(dim=-1)
     total = cumulative[:, -1:].contiguous()  # 1 up to rounding
     u = torch.tensor(uniforms, dtype=torch.float64, device=logits.device)[:, None]
     token = torch.searchsorted(cumulative, u * total, right=True)

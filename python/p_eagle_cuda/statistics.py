@@ -17,7 +17,8 @@ class Step:
     Attributes:
         offset: Tokens that the request had generated before.
         num_drafts: Drafts verified; 0 in the pass that ends the prompt and in plain decoding.
-        num_accepted: Leading drafts that were accepted; the pass emits one token more.
+        num_accepted: Leading drafts that were accepted. The pass emits one token more, unless the
+            request ends before; acceptance counts what was verified, as vLLM's metrics do.
     """
 
     offset: int
@@ -60,6 +61,8 @@ def acceptance(steps: Iterable[Step], num_speculative_tokens: int) -> Acceptance
 def before_loop(token_ids: Sequence[int], steps: Sequence[Step]) -> list[Step]:
     """The steps of a completion that ended before its text began to loop."""
     start = loop_start(token_ids)
+    if start == len(token_ids):
+        return list(steps)
     return [step for step in steps if step.offset + step.num_accepted + 1 <= start]
 
 

@@ -18,7 +18,12 @@ from torch.nn.functional import linear
 
 from p_eagle_cuda import reference
 from p_eagle_cuda.checkpoint import Checkpoint
-from p_eagle_cuda.config import RopeConfig, attention_heads, check_decoder_supported
+from p_eagle_cuda.config import (
+    RopeConfig,
+    attention_heads,
+    check_decoder_supported,
+    context_length,
+)
 from p_eagle_cuda.fields import ConfigFields
 from p_eagle_cuda.kv_cache import allocate_cache
 from p_eagle_cuda.reference import LayerCache
@@ -82,7 +87,8 @@ class TargetConfig:
         """
         fields = ConfigFields.read(path)
         names = fields.values.get("architectures")
-        if not isinstance(names, list) or not names or names[0] not in _ARCHITECTURES:
+        known = isinstance(names, list) and names and str(names[0]) in _ARCHITECTURES
+        if not known:
             raise fields.error("architectures", f"a list of one of {', '.join(_ARCHITECTURES)}")
         bias, qk_norm = _ARCHITECTURES[names[0]]
         check_decoder_supported(fields)
@@ -97,7 +103,7 @@ class TargetConfig:
             vocab_size=fields.integer("vocab_size"),
             rms_norm_eps=fields.number("rms_norm_eps"),
             rope=RopeConfig.from_fields(fields),
-            max_position_embeddings=fields.integer("max_position_embeddings"),
+            max_position_embeddings=context_length(fields),
             attention_bias=fields.boolean("attention_bias", bias),
             qk_norm=qk_norm,
             tie_word_embeddings=fields.boolean("tie_word_embeddings", False),

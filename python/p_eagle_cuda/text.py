@@ -22,17 +22,26 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     if not file.is_file():
         raise CheckpointError(f"{file}: not found, expected the target's tokenizer")
     try:
-        return Tokenizer.from_file(str(file))
+        tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises plain Exception
         raise CheckpointError(f"{file}: is not a tokenizer ({_first_line(error)})") from None
+    tokenizer.no_truncation()  # settings of the training that such a file may carry
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def encode_prompt(tokenizer: Tokenizer, text: str, bos_token_id: int | None) -> list[int]:
     """Token ids of a prompt; an empty one becomes the token that starts a text.
 
     Raises:
-        PromptError: The prompt is empty and the model has no such token.
+        PromptError: The prompt is not Unicode text, or is empty and the model has no such token.
     """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # half a surrogate pair, or a byte that was not UTF-8
+        raise PromptError(
+            f"the prompt is not Unicode text: character {error.start} is {text[error.start]!r}"
+        ) from None
     ids: list[int] = tokenizer.encode(text).ids
     if ids:
         return ids
@@ -49,7 +58,7 @@ def read_prompts(path: str | Path) -> list[str]:
     """
     file = Path(path)
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise PromptError(f"{file}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
@@ -60,8 +69,8 @@ def read_prompts(path: str | Path) -> list[str]:
             continue
         try:
             value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise PromptError(f"{file}:{number}: is not JSON ({error.msg})") from None
+        except (ValueError, RecursionError) as error:
+            raise PromptError(f"{file}:{number}: is not JSON ({_first_line(error)})") from None
         prompt = value.get("prompt") if isinstance(value, dict) else None
         if not isinstance(prompt, str):
             raise PromptError(f'{file}:{number}: expected {{"prompt": "..."}}, found {line[:60]}')

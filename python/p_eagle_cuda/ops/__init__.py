@@ -11,7 +11,7 @@ V vocabulary, Vd draft vocabulary, D head dimension, Nq/Nkv heads, I intermediat
 bfloat16 or float16, on the CPU also float32 and float64. `num_rows` is a ``[1]`` int32 tensor on
 the device, the rows that exist: rows past it are neither read nor written, so that one CUDA graph
 serves every acceptance pattern. Tensors are contiguous, caches excepted. Outputs are allocated when
-not given. Ops given all outputs allocate nothing, never synchronise, and read nothing on the host.
+not given. CUDA implementations allocate nothing, never synchronise, and read nothing on the host.
 Wrong dtypes, shapes or strides raise ValueError (RuntimeError from CUDA implementations) with a
 message that names the argument, what it must be and what it is.
 """

@@ -12,6 +12,7 @@ from p_eagle_cuda._registry import (
     check_matrix,
     check_tensor,
     check_working_dtype,
+    count_rows,
     define,
 )
 
@@ -60,7 +61,7 @@ def _paged_attention_cpu(
     softmax_scale: float,
     out: Tensor,
 ) -> None:
-    n = int(row_start[-1])
+    n = count_rows("paged_attention", row_start[-1:], len(q))
     out[:n] = reference.paged_attention(
         q[:n], k_cache, v_cache, k_scale, v_scale, block_table, row_start, seq_lens,
         positions[:n], softmax_scale,
@@ -104,7 +105,7 @@ def paged_attention(
         block_table: ``[B, max_blocks]`` int32.
         row_start: ``[B + 1]`` int32 from `prepare_inputs`; rows past ``row_start[B]`` are not
             written.
-        seq_lens: ``[B]`` int32, keys in the cache, at least 1 for a request with rows.
+        seq_lens: ``[B]`` int32, keys that may be seen; with none a row gets zeros.
         positions: ``[R]`` int64, absolute.
         softmax_scale: Multiplies the scores, usually ``D ** -0.5``.
         out: ``[R, Nq * D]``, written.

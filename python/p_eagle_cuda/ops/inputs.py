@@ -14,6 +14,7 @@ from p_eagle_cuda._registry import (
     check_num_rows,
     check_tensor,
     check_working_dtype,
+    count_rows,
     define,
 )
 from p_eagle_cuda.reference import PreparedInputs
@@ -42,6 +43,7 @@ def _check_prepare_inputs(
     check(target_tokens.ndim == 1, f"{op}: `target_tokens` must be [T], got {target_tokens.ndim}-D")
     check(num_rejected.ndim == 1, f"{op}: `num_rejected` must be [B], got {num_rejected.ndim}-D")
     T, B = target_tokens.shape[0], num_rejected.shape[0]
+    check(B >= 1 or T == 0, f"{op}: `num_rejected` must have a request for the {T} target rows")
     check(K >= 1, f"{op}: `num_speculative_tokens` must be at least 1, got {K}")
     check(mask_token_id >= 0, f"{op}: `mask_token_id` must not be negative, got {mask_token_id}")
     check(block_size >= 1, f"{op}: `block_size` must be at least 1, got {block_size}")
@@ -107,7 +109,7 @@ def prepare_inputs(
         target_positions: ``[T]`` int64, absolute, consecutive within a request.
         query_start: ``[B + 1]`` int32, first row of each request, then their total, at most T. A
             request without rows gets no drafter rows: padding of a captured batch.
-        num_rejected: ``[B]`` int32, fewer than the request's rows.
+        num_rejected: ``[B]`` int32. A request whose rows are all rejected gets no drafter rows.
         next_tokens: ``[B]`` int64, the token that follows the last valid row: the target's own
             (bonus or corrected) token, or the next prompt token when a prompt comes in chunks.
         block_table: ``[B, max_blocks]`` int32, the cache block of each block_size positions.
@@ -120,7 +122,8 @@ def prepare_inputs(
     Returns:
         `PreparedInputs` with R = T + B * (K - 1) rows, real rows first; rows past ``row_start[B]``
         hold token 0, position 0, slot -1, source row -1. A slot is also -1 where the block table
-        has no column or a negative block for the position.
+        has no column or a negative block for the position; ``seq_lens`` ends before the first such
+        position, so that attention reads no key that nobody stored.
 
     Numerics:
         Integers; every implementation is bit-exact.
@@ -188,7 +191,7 @@ def _project_taps_cpu(
     eps: float,
     out: Tensor,
 ) -> None:
-    n = int(num_rows)
+    n = count_rows("project_taps", num_rows, len(out))
     out[:n] = reference.project_taps(taps, source_row[:n], weight, input_norm, fc_norms, eps)
 
 
@@ -205,9 +208,9 @@ def project_taps(
     source_row: Tensor,
     num_rows: Tensor,
     weight: Tensor,
-    input_norm: Tensor | None = None,
-    fc_norms: Tensor | None = None,
-    eps: float = 1e-5,
+    input_norm: Tensor | None,
+    fc_norms: Tensor | None,
+    eps: float,
     out: Tensor | None = None,
 ) -> Tensor:
     """Project the target's hidden states, concatenated over the taps, to the drafter's width.
@@ -258,7 +261,10 @@ def _check_embed_norm_concat(
     check_matrix(op, "embedding", embedding)
     dtype = check_working_dtype(op, "hidden", hidden)
     (R, H), V = hidden.shape, embedding.shape[0]
-    check(H % 8 == 0 and H <= 8192, f"{op}: H must be a multiple of 8, at most 8192, got {H}")
+    check(
+        not hidden.is_cuda or (H % 8 == 0 and H <= 8192),
+        f"{op}: H must be a multiple of 8, at most 8192, on CUDA, got {H}",
+    )
     check_tensor(op, "token_ids", token_ids, torch.int64, R)
     check_tensor(op, "source_row", source_row, torch.int32, R)
     check_num_rows(op, num_rows)
@@ -285,7 +291,7 @@ def _embed_norm_concat_cpu(
     out: Tensor,
     residual: Tensor,
 ) -> None:
-    n = int(num_rows)
+    n = count_rows("embed_norm_concat", num_rows, len(out))
     out[:n], residual[:n] = reference.embed_norm_concat(
         token_ids[:n], source_row[:n], embedding, hidden[:n], mask_hidden, embed_weight,
         hidden_weight, eps, norm_before_residual,
@@ -328,7 +334,7 @@ def embed_norm_concat(
         source_row: ``[R]`` int32; negative marks a mask row, whose row of `hidden` is not read and
             may hold anything, NaN included.
         num_rows: ``[1]`` int32.
-        embedding: ``[V, H]``. H is a multiple of 8, at most 8192.
+        embedding: ``[V, H]``. On CUDA H is a multiple of 8, at most 8192.
         hidden: ``[R, H]`` from `project_taps`.
         mask_hidden: ``[H]``, the shared mask hidden state, projected.
         embed_weight: ``[H]``, layer 0's ``input_layernorm``.

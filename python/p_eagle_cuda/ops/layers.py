@@ -13,6 +13,7 @@ from p_eagle_cuda._registry import (
     check_num_rows,
     check_tensor,
     check_working_dtype,
+    count_rows,
     define,
 )
 
@@ -85,7 +86,7 @@ def _qkv_rope_cache_cpu(
     k_cache: Tensor,
     v_cache: Tensor,
 ) -> None:
-    n = int(num_rows)
+    n = count_rows("qkv_rope_cache", num_rows, len(x))
     q[:n], k, v = reference.qkv_rope(
         x[:n], norm_weight, weight, bias, q_norm, k_norm, rope, positions[:n], k_cache.shape[1], eps
     )
@@ -178,7 +179,7 @@ def _check_linear_residual(
 def _linear_residual_cpu(
     x: Tensor, weight: Tensor, bias: Tensor | None, num_rows: Tensor, residual: Tensor
 ) -> None:
-    n = int(num_rows)
+    n = count_rows("linear_residual", num_rows, len(x))
     residual[:n] = reference.linear_residual(x[:n], weight, bias, residual[:n])
 
 
@@ -213,7 +214,7 @@ def linear_residual(
 
 
 def _check_norm_swiglu(
-    x: Tensor, norm_weight: Tensor, gate_up: Tensor, eps: float, num_rows: Tensor, out: Tensor
+    x: Tensor, norm_weight: Tensor, gate_up: Tensor, num_rows: Tensor, eps: float, out: Tensor
 ) -> None:
     op = "norm_swiglu"
     check_matrix(op, "x", x)
@@ -229,14 +230,14 @@ def _check_norm_swiglu(
 
 
 def _norm_swiglu_cpu(
-    x: Tensor, norm_weight: Tensor, gate_up: Tensor, eps: float, num_rows: Tensor, out: Tensor
+    x: Tensor, norm_weight: Tensor, gate_up: Tensor, num_rows: Tensor, eps: float, out: Tensor
 ) -> None:
-    n = int(num_rows)
+    n = count_rows("norm_swiglu", num_rows, len(x))
     out[:n] = reference.norm_swiglu(x[:n], norm_weight, gate_up, eps)
 
 
 define(
-    "norm_swiglu(Tensor x, Tensor norm_weight, Tensor gate_up, float eps, Tensor num_rows, "
+    "norm_swiglu(Tensor x, Tensor norm_weight, Tensor gate_up, Tensor num_rows, float eps, "
     "Tensor(a!) out) -> ()",
     contract=_check_norm_swiglu,
     cpu=_norm_swiglu_cpu,
@@ -247,8 +248,8 @@ def norm_swiglu(
     x: Tensor,
     norm_weight: Tensor,
     gate_up: Tensor,
-    eps: float,
     num_rows: Tensor,
+    eps: float,
     out: Tensor | None = None,
 ) -> Tensor:
     """Norm, project to gate and up, and gate: ``out = silu(gate) * up``.
@@ -257,8 +258,8 @@ def norm_swiglu(
         x: ``[R, H]``, the residual stream.
         norm_weight: ``[H]``, ``post_attention_layernorm``.
         gate_up: ``[2I, H]``, the gate's rows, then the up projection's.
-        eps: Added to the mean square.
         num_rows: ``[1]`` int32.
+        eps: Added to the mean square.
         out: ``[R, I]``, written.
 
     Returns:
@@ -269,5 +270,5 @@ def norm_swiglu(
     """
     if out is None:
         out = x.new_empty(x.shape[0], gate_up.shape[0] // 2)
-    torch.ops.p_eagle.norm_swiglu(x, norm_weight, gate_up, eps, num_rows, out)
+    torch.ops.p_eagle.norm_swiglu(x, norm_weight, gate_up, num_rows, eps, out)
     return out
