@@ -46,12 +46,15 @@ inline void check_tensor(char const* op, char const* name, Tensor const& tensor,
   Shape const want{{expected.begin(), expected.size()}};
   Shape const got = shape_of(tensor);
   STD_TORCH_CHECK(tensor.is_cuda() && tensor.get_device_index() == device, op, ": `", name,
-                  "` must be on cuda:", device);
+                  "` must be on cuda:", device, ", got ", tensor.is_cuda() ? "cuda:" : "device ",
+                  tensor.get_device_index());
   STD_TORCH_CHECK(tensor.scalar_type() == dtype, op, ": `", name, "` must have dtype ", dtype,
                   ", got ", tensor.scalar_type());
   STD_TORCH_CHECK(std::ranges::equal(want.sizes, got.sizes), op, ": `", name, "` must have shape ",
                   want, ", got ", got);
-  STD_TORCH_CHECK(tensor.is_contiguous(), op, ": `", name, "` must be contiguous");
+  Shape const strides{{tensor.strides().data(), tensor.strides().size()}};
+  STD_TORCH_CHECK(tensor.is_contiguous(), op, ": `", name, "` must be contiguous, got strides ",
+                  strides);
 }
 
 // The same for a tensor that a kernel reads or writes in 16-byte vectors.
@@ -73,6 +76,9 @@ inline cudaStream_t current_stream(char const* op, int32_t device) {
 }
 
 inline void check_launch(char const* op, cudaError_t status) {
+  STD_TORCH_CHECK(status != cudaErrorNoKernelImageForDevice, op,
+                  ": this build has no kernel for the device, only for the architectures ",
+                  P_EAGLE_ARCHS, "; build with P_EAGLE_ARCHS set to the device's");
   STD_TORCH_CHECK(status == cudaSuccess, op, ": launch failed: ", cudaGetErrorString(status));
 }
 

@@ -117,8 +117,8 @@ def test_every_kind_of_checkpoint(variant: str, tmp_path: Path) -> None:
 def test_fp8_cache(cache_dtype: torch.dtype, tmp_path: Path) -> None:
     """An FP8 cache moves the logits by no more than rounding each key and value would.
 
-    The scales are powers of two, so scaling loses nothing: drafts with any of them are those at
-    scale 1 as long as the values stay in range. Using one for the other, or none, changes them.
+    The scales are powers of two, so all but subnormal values round alike with any of them, and the
+    logits hardly change. Using one scale for the other, or none, changes them.
     """
     write_drafter(tmp_path)
     results = []
@@ -133,10 +133,10 @@ def test_fp8_cache(cache_dtype: torch.dtype, tmp_path: Path) -> None:
         results.append(drafts.top_logits.flatten(0, 1).clone())
         (first, *_) = drafter.caches
         assert float(first.k.float().abs().max()) > 1 / k_scale, "the keys are stored divided"
-    torch.testing.assert_close(results[0], results[1])
-    ids, exact, _ = reference_pass(tmp_path, steps, torch.float64, torch.float64)
+    _, exact, _ = reference_pass(tmp_path, steps, torch.float64, torch.float64)
     distance = float((results[0] - exact).abs().max())
     # Three layers, each adding a relative error of half a unit in the last place of FP8.
+    assert float((results[0] - results[1]).abs().max()) < distance / 10
     assert 0 < distance < 3 * torch.finfo(cache_dtype).eps * float(exact.abs().max())
 
 

@@ -87,10 +87,10 @@ class TargetConfig:
         """
         fields = ConfigFields.read(path)
         names = fields.values.get("architectures")
-        known = isinstance(names, list) and names and str(names[0]) in _ARCHITECTURES
-        if not known:
+        name = str(names[0]) if isinstance(names, list) and names else ""
+        if name not in _ARCHITECTURES:
             raise fields.error("architectures", f"a list of one of {', '.join(_ARCHITECTURES)}")
-        bias, qk_norm = _ARCHITECTURES[names[0]]
+        bias, qk_norm = _ARCHITECTURES[name]
         check_decoder_supported(fields)
         num_heads, num_kv_heads, head_dim = attention_heads(fields)
         return cls(
