@@ -8,7 +8,6 @@ are of this machine's CPU and are given as a ratio of the two runs in one proces
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 import sys
@@ -21,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 import p_eagle_cuda
+from p_eagle_cuda.arguments import OneLineParser, positive_int
 from p_eagle_cuda.bundled import bundled_drafter, bundled_target
 from p_eagle_cuda.errors import PEagleError, PromptError
 from p_eagle_cuda.generation import Generator
@@ -34,7 +34,7 @@ def main() -> int:
         if options.plot and find_spec("matplotlib") is None:
             raise PromptError("--plot needs matplotlib: pip install matplotlib")
         report = measure(options.k, options.prompts, options.max_tokens)
-        print_table(report)
+        print(table(report))
         if options.json:
             options.json.parent.mkdir(parents=True, exist_ok=True)
             options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -48,10 +48,8 @@ def main() -> int:
 
 def measure(ks: list[int], num_prompts: int, max_tokens: int) -> dict[str, Any]:
     """Run every K over the same prompts."""
-    if num_prompts < 1 or max_tokens < 20:
-        raise PromptError(
-            f"expected at least 1 prompt and 20 tokens, got {num_prompts} and {max_tokens}"
-        )
+    if max_tokens < 20:
+        raise PromptError(f"--max-tokens must be at least 20 to measure anything, got {max_tokens}")
     texts = held_out_prompts(load_corpus(), limit=num_prompts)
     rows = []
     for k in ks:
@@ -83,17 +81,22 @@ def measure(ks: list[int], num_prompts: int, max_tokens: int) -> dict[str, Any]:
     }
 
 
-def print_table(report: dict[str, Any]) -> None:
-    """One line for each K."""
-    print(f"{report['prompts']} held-out prompts, {report['max_tokens']} tokens each, greedy")
-    print(" K  length  not looping  tokens/step  lossless  per position")
+def table(report: dict[str, Any]) -> str:
+    """The report in Markdown, one line for each K."""
+    lines = [
+        "| K | Acceptance length | before the text loops | Tokens per target step | Lossless "
+        "| Accepted by position |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for row in report["rows"]:
-        print(
-            f"{row['k']:2}  {row['acceptance_length']:6.2f}  "
-            f"{row['acceptance_length_not_looping']:11.2f}  "
-            f"{row['tokens'] / row['target_steps']:11.2f}  {'yes' if row['lossless'] else 'NO':8}  "
-            + " ".join(f"{share:.2f}" for share in row["per_position"])
+        positions = " ".join(f"{share:.2f}" for share in row["per_position"])
+        lines.append(
+            f"| {row['k']} | {row['acceptance_length']:.2f} "
+            f"| {row['acceptance_length_not_looping']:.2f} "
+            f"| {row['tokens'] / row['target_steps']:.2f} "
+            f"| {'yes' if row['lossless'] else 'NO'} | {positions} |"
         )
+    return "\n".join(lines)
 
 
 def plot(report: dict[str, Any], path: Path) -> None:
@@ -113,11 +116,11 @@ def plot(report: dict[str, Any], path: Path) -> None:
     figure.savefig(path)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else None)
-    parser.add_argument("--k", type=int, nargs="+", default=[1, 2, 3, 4, 5, 6, 7, 8])
-    parser.add_argument("--prompts", type=int, default=64, help="how many")
-    parser.add_argument("--max-tokens", type=int, default=200, help="new tokens for each")
+def _parser() -> OneLineParser:
+    parser = OneLineParser(description=__doc__.split("\n", 1)[0] if __doc__ else None)
+    parser.add_argument("--k", type=positive_int, nargs="+", default=[1, 2, 3, 4, 5, 6, 7, 8])
+    parser.add_argument("--prompts", type=positive_int, default=64, help="how many")
+    parser.add_argument("--max-tokens", type=positive_int, default=200, help="new tokens for each")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write a picture there")
     return parser

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from p_eagle_cuda.config import DrafterConfig
 from p_eagle_cuda.generation import Generator, Report
 from p_eagle_cuda.train.corpus import held_out_prompts, load_corpus
 
+ROOT = Path(__file__).parents[1]
 K = 5
 PROMISED_LENGTH = 2.3  # tokens per verification step at K = 5, greedy, over held-out functions
 
@@ -67,7 +70,21 @@ def test_sampled_text_is_lossless_too(
     assert result.outputs != [ids[:60] for ids in greedy.outputs[:4]]
 
 
-def test_files_are_what_serving_engines_load() -> None:
+def test_the_readme_shows_the_committed_measurement() -> None:
+    """Made by `benchmarks/bench_acceptance.py` over more prompts and tokens than this suite's."""
+    spec = importlib.util.spec_from_file_location("bench", ROOT / "benchmarks/bench_acceptance.py")
+    assert spec is not None
+    assert spec.loader is not None
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    measured = json.loads((ROOT / "benchmarks/results/acceptance-bundled.json").read_text())
+    assert bench.table(measured) in (ROOT / "README.md").read_text()
+    (row,) = [row for row in measured["rows"] if row["k"] == K]
+    assert row["acceptance_length_not_looping"] >= PROMISED_LENGTH
+    assert all(row["lossless"] for row in measured["rows"])
+
+
+def test_configurations_name_what_a_drafter_needs() -> None:
     config = json.loads((bundled_drafter() / "config.json").read_text())
     tensors = bundled_target() / "model.safetensors"
     assert config["target_sha256"] == hashlib.sha256(tensors.read_bytes()).hexdigest()

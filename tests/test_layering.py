@@ -12,6 +12,7 @@ import p_eagle_cuda
 # Each module or subpackage may import itself and the ones before it.
 LAYERS = [
     "errors",
+    "arguments",
     "fields",
     "config",
     "rope",

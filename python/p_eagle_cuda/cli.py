@@ -11,26 +11,20 @@ import json
 import platform
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
 import p_eagle_cuda
 from p_eagle_cuda import ops
+from p_eagle_cuda.arguments import OneLineParser
 from p_eagle_cuda.bundled import bundled_drafter, bundled_target
 from p_eagle_cuda.errors import PEagleError, PromptError
 from p_eagle_cuda.generation import Generator, Report
 from p_eagle_cuda.text import TextStream, read_prompts
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse prints the usage before an error; one line is enough."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="p-eagle-cuda", description=p_eagle_cuda.__doc__)
+    parser = OneLineParser(prog="p-eagle-cuda", description=p_eagle_cuda.__doc__)
     parser.add_argument(
         "--version", action="version", version=f"p_eagle_cuda {p_eagle_cuda.__version__}"
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from ..arguments import OneLineParser, positive_int
 from ..errors import ConfigError, PEagleError
 from .continuations import ContinuationRecipe, held_out_text, write_continuations
 from .corpus import held_out_prompts, load_corpus
@@ -85,7 +86,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m p_eagle_cuda.train",
         description="Train a small target on the Python standard library, and its drafter.",
     )
@@ -98,11 +99,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints and results")
     parser.add_argument("--seed", type=int, default=0, help="decides every random choice")
-    parser.add_argument("--steps", type=int, help="optimiser steps, for a shorter trial run")
-    parser.add_argument("--batches", type=int, help="batches of continuations, for a trial run")
-    parser.add_argument("--k", type=int, default=5, help="drafted tokens in `evaluate`")
-    parser.add_argument("--save-every", type=int, default=200, help="steps between checkpoints")
-    parser.add_argument("--threads", type=int, help="CPU threads; part of what decides the bits")
+    parser.add_argument(
+        "--steps", type=positive_int, help="optimiser steps, for a shorter trial run"
+    )
+    parser.add_argument(
+        "--batches", type=positive_int, help="batches of continuations, for a trial run"
+    )
+    parser.add_argument("--k", type=positive_int, default=5, help="drafted tokens in `evaluate`")
+    parser.add_argument(
+        "--save-every", type=positive_int, default=200, help="steps between checkpoints"
+    )
+    parser.add_argument(
+        "--threads", type=positive_int, help="CPU threads; part of what decides the bits"
+    )
     parser.add_argument(
         "--compile", action="store_true", help="use torch.compile, a third faster; needs g++"
     )
