@@ -2,8 +2,8 @@
 
 The prompts are the opening lines of functions of the Python standard library that the pair was not
 trained on (`p_eagle_cuda.train.corpus` holds them out by module). Each is continued greedily with
-and without the drafter. Acceptance is a property of the pair, not of the machine; tokens per second
-are of this machine's CPU and are given as a ratio of the two runs in one process.
+and without the drafter, to see that the text is the same. Acceptance is a property of the pair, not
+of the machine; speed is not measured here.
 """
 
 from __future__ import annotations
