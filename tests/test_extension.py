@@ -78,9 +78,7 @@ def test_an_op_without_a_cuda_kernel_says_so(monkeypatch: pytest.MonkeyPatch) ->
     with torch.library._scoped_library("p_eagle", "FRAGMENT") as fragment:
         monkeypatch.setattr(_registry, "_LIBRARY", fragment)
         monkeypatch.setattr(_registry, "_DEFINED", [])
-        _registry.define(
-            "only_on_cpu(Tensor(a!) x) -> ()", contract=lambda x: None, cpu=ran_on_cpu.append
-        )
+        _registry.define("only_on_cpu(Tensor(a!) x) -> ()", lambda x: lambda: ran_on_cpu.append(x))
         _registry.load_library()
         assert ops.implementations() == {"only_on_cpu": {"cpu": True, "cuda": False}}
 

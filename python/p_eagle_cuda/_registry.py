@@ -1,4 +1,4 @@
-"""Registers one op three ways: its schema, its contract, and its CPU implementation.
+"""Registers an op: its schema, its contract, and its CPU implementation.
 
 The CUDA implementation comes from the compiled library. Callers never ask which one runs: the
 device of the tensors decides, and what is not there raises.
@@ -20,23 +20,28 @@ CPU_DTYPES = (*CUDA_DTYPES, torch.float32, torch.float64)
 FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
-def define(schema: str, contract: Callable[..., None], cpu: Callable[..., None]) -> None:
+CpuBody = Callable[[], None]
+
+
+def define(schema: str, contract: Callable[..., CpuBody]) -> None:
     """Define ``p_eagle::<schema>``, an op that writes to its ``(a!)`` arguments.
 
     Args:
         schema: In the dispatcher's syntax, returning ``()``.
-        contract: Raises ValueError on a bad argument; reads no data. Also the fake implementation.
-        cpu: Computes on CPU tensors that passed the contract.
+        contract: Raises ValueError on a bad argument, and returns what computes the op for CPU
+            tensors. Reads no data itself: without the latter it is the fake implementation.
     """
     name = schema.split("(", 1)[0]
 
-    def checked_cpu(*args: object) -> None:
+    def cpu(*args: object) -> None:
+        contract(*args)()
+
+    def fake(*args: object) -> None:
         contract(*args)
-        cpu(*args)
 
     _LIBRARY.define(schema)
-    _LIBRARY.impl(name, checked_cpu, "CPU")
-    torch.library.register_fake(f"p_eagle::{name}", contract, lib=_LIBRARY)
+    _LIBRARY.impl(name, cpu, "CPU")
+    torch.library.register_fake(f"p_eagle::{name}", fake, lib=_LIBRARY)
     _DEFINED.append(name)
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from p_eagle_cuda import reference
 from p_eagle_cuda._registry import (
+    CpuBody,
     check,
     check_cache,
     check_matrix,
@@ -17,7 +18,7 @@ from p_eagle_cuda._registry import (
 )
 
 
-def _check_paged_attention(
+def _paged_attention(
     q: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
@@ -29,7 +30,7 @@ def _check_paged_attention(
     positions: Tensor,
     softmax_scale: float,
     out: Tensor,
-) -> None:
+) -> CpuBody:
     op = "paged_attention"
     check(q.ndim == 3, f"{op}: `q` must be [R, Nq, D], got {q.ndim}-D")
     dtype = check_working_dtype(op, "q", q)
@@ -47,33 +48,21 @@ def _check_paged_attention(
     check_tensor(op, "positions", positions, torch.int64, R)
     check_tensor(op, "out", out, dtype, R, Nq * D)
 
+    def on_cpu() -> None:
+        n = count_rows(op, row_start[-1:], len(q))
+        out[:n] = reference.paged_attention(
+            q[:n], k_cache, v_cache, k_scale, v_scale, block_table, row_start, seq_lens,
+            positions[:n], softmax_scale,
+        )  # fmt: skip
 
-def _paged_attention_cpu(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    k_scale: Tensor,
-    v_scale: Tensor,
-    block_table: Tensor,
-    row_start: Tensor,
-    seq_lens: Tensor,
-    positions: Tensor,
-    softmax_scale: float,
-    out: Tensor,
-) -> None:
-    n = count_rows("paged_attention", row_start[-1:], len(q))
-    out[:n] = reference.paged_attention(
-        q[:n], k_cache, v_cache, k_scale, v_scale, block_table, row_start, seq_lens,
-        positions[:n], softmax_scale,
-    )  # fmt: skip
+    return on_cpu
 
 
 define(
     "paged_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor k_scale, Tensor v_scale, "
     "Tensor block_table, Tensor row_start, Tensor seq_lens, Tensor positions, "
     "float softmax_scale, Tensor(a!) out) -> ()",
-    contract=_check_paged_attention,
-    cpu=_paged_attention_cpu,
+    _paged_attention,
 )
 
 

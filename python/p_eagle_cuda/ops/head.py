@@ -6,12 +6,19 @@ import torch
 from torch import Tensor
 
 from p_eagle_cuda import reference
-from p_eagle_cuda._registry import check, check_matrix, check_tensor, check_working_dtype, define
+from p_eagle_cuda._registry import (
+    CpuBody,
+    check,
+    check_matrix,
+    check_tensor,
+    check_working_dtype,
+    define,
+)
 
 MAX_TOP_K = 16  # children of a tree node; a fused epilogue keeps this many per row in registers
 
 
-def _check_lm_head_topk(
+def _lm_head_topk(
     x: Tensor,
     sample_rows: Tensor,
     norm_weight: Tensor,
@@ -21,7 +28,7 @@ def _check_lm_head_topk(
     ids: Tensor,
     logits: Tensor,
     lse: Tensor,
-) -> None:
+) -> CpuBody:
     op = "lm_head_topk"
     check_matrix(op, "x", x)
     check_matrix(op, "weight", weight)
@@ -41,31 +48,21 @@ def _check_lm_head_topk(
     check_tensor(op, "logits", logits, wide, N, k)
     check_tensor(op, "lse", lse, wide, N)
 
+    def on_cpu() -> None:
+        results = reference.lm_head_topk(
+            x, sample_rows, norm_weight, weight, draft_to_target, ids.shape[1], eps
+        )
+        for output, result in zip((ids, logits, lse), results, strict=True):
+            output.copy_(result)
 
-def _lm_head_topk_cpu(
-    x: Tensor,
-    sample_rows: Tensor,
-    norm_weight: Tensor,
-    weight: Tensor,
-    draft_to_target: Tensor | None,
-    eps: float,
-    ids: Tensor,
-    logits: Tensor,
-    lse: Tensor,
-) -> None:
-    results = reference.lm_head_topk(
-        x, sample_rows, norm_weight, weight, draft_to_target, ids.shape[1], eps
-    )
-    for output, result in zip((ids, logits, lse), results, strict=True):
-        output.copy_(result)
+    return on_cpu
 
 
 define(
     "lm_head_topk(Tensor x, Tensor sample_rows, Tensor norm_weight, Tensor weight, "
     "Tensor? draft_to_target, float eps, Tensor(a!) ids, Tensor(b!) logits, "
     "Tensor(c!) lse) -> ()",
-    contract=_check_lm_head_topk,
-    cpu=_lm_head_topk_cpu,
+    _lm_head_topk,
 )
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from p_eagle_cuda import reference
 from p_eagle_cuda._registry import (
+    CpuBody,
     check,
     check_matrix,
     check_num_rows,
@@ -20,7 +21,7 @@ from p_eagle_cuda._registry import (
 from p_eagle_cuda.reference import PreparedInputs
 
 
-def _check_prepare_inputs(
+def _prepare_inputs(
     target_tokens: Tensor,
     target_positions: Tensor,
     query_start: Tensor,
@@ -38,7 +39,7 @@ def _check_prepare_inputs(
     row_start: Tensor,
     seq_lens: Tensor,
     sample_rows: Tensor,
-) -> None:
+) -> CpuBody:
     op, K = "prepare_inputs", num_speculative_tokens
     check(target_tokens.ndim == 1, f"{op}: `target_tokens` must be [T], got {target_tokens.ndim}-D")
     check(num_rejected.ndim == 1, f"{op}: `num_rejected` must be [B], got {num_rejected.ndim}-D")
@@ -64,11 +65,16 @@ def _check_prepare_inputs(
     check_tensor(op, "seq_lens", seq_lens, torch.int32, B)
     check_tensor(op, "sample_rows", sample_rows, torch.int32, B * K)
 
+    def on_cpu() -> None:
+        inputs = reference.prepare_inputs(
+            target_tokens, target_positions, query_start, num_rejected, next_tokens, block_table,
+            num_speculative_tokens, mask_token_id, block_size, max_position,
+        )  # fmt: skip
+        outputs = (token_ids, positions, slots, source_row, row_start, seq_lens, sample_rows)
+        for output, result in zip(outputs, inputs, strict=True):
+            output.copy_(result)
 
-def _prepare_inputs_cpu(*args: Tensor | int) -> None:
-    inputs, outputs = args[:10], args[10:]
-    for output, result in zip(outputs, reference.prepare_inputs(*inputs), strict=True):  # type: ignore[arg-type]
-        output.copy_(result)  # type: ignore[union-attr]
+    return on_cpu
 
 
 define(
@@ -77,8 +83,7 @@ define(
     "int mask_token_id, int block_size, int max_position, Tensor(a!) token_ids, "
     "Tensor(b!) positions, Tensor(c!) slots, Tensor(d!) source_row, Tensor(e!) row_start, "
     "Tensor(f!) seq_lens, Tensor(g!) sample_rows) -> ()",
-    contract=_check_prepare_inputs,
-    cpu=_prepare_inputs_cpu,
+    _prepare_inputs,
 )
 
 
@@ -151,7 +156,7 @@ def prepare_inputs(
     return out
 
 
-def _check_project_taps(
+def _project_taps(
     taps: Sequence[Tensor],
     source_row: Tensor,
     num_rows: Tensor,
@@ -160,7 +165,7 @@ def _check_project_taps(
     fc_norms: Tensor | None,
     eps: float,
     out: Tensor,
-) -> None:
+) -> CpuBody:
     op = "project_taps"
     check(len(taps) >= 1, f"{op}: `taps` must hold at least one tensor, got none")
     check_matrix(op, "taps[0]", taps[0])
@@ -180,26 +185,17 @@ def _check_project_taps(
         check_tensor(op, "fc_norms", fc_norms, dtype, n, Ht)
     check_tensor(op, "out", out, dtype, R, H)
 
+    def on_cpu() -> None:
+        n = count_rows(op, num_rows, len(out))
+        out[:n] = reference.project_taps(taps, source_row[:n], weight, input_norm, fc_norms, eps)
 
-def _project_taps_cpu(
-    taps: Sequence[Tensor],
-    source_row: Tensor,
-    num_rows: Tensor,
-    weight: Tensor,
-    input_norm: Tensor | None,
-    fc_norms: Tensor | None,
-    eps: float,
-    out: Tensor,
-) -> None:
-    n = count_rows("project_taps", num_rows, len(out))
-    out[:n] = reference.project_taps(taps, source_row[:n], weight, input_norm, fc_norms, eps)
+    return on_cpu
 
 
 define(
     "project_taps(Tensor[] taps, Tensor source_row, Tensor num_rows, Tensor weight, "
     "Tensor? input_norm, Tensor? fc_norms, float eps, Tensor(a!) out) -> ()",
-    contract=_check_project_taps,
-    cpu=_project_taps_cpu,
+    _project_taps,
 )
 
 
@@ -242,7 +238,7 @@ def project_taps(
     return out
 
 
-def _check_embed_norm_concat(
+def _embed_norm_concat(
     token_ids: Tensor,
     source_row: Tensor,
     num_rows: Tensor,
@@ -255,7 +251,7 @@ def _check_embed_norm_concat(
     norm_before_residual: bool,
     out: Tensor,
     residual: Tensor,
-) -> None:
+) -> CpuBody:
     op = "embed_norm_concat"
     check_matrix(op, "hidden", hidden)
     check_matrix(op, "embedding", embedding)
@@ -276,34 +272,21 @@ def _check_embed_norm_concat(
     check_tensor(op, "out", out, dtype, R, 2 * H)
     check_tensor(op, "residual", residual, dtype, R, H)
 
+    def on_cpu() -> None:
+        n = count_rows(op, num_rows, len(out))
+        out[:n], residual[:n] = reference.embed_norm_concat(
+            token_ids[:n], source_row[:n], embedding, hidden[:n], mask_hidden, embed_weight,
+            hidden_weight, eps, norm_before_residual,
+        )  # fmt: skip
 
-def _embed_norm_concat_cpu(
-    token_ids: Tensor,
-    source_row: Tensor,
-    num_rows: Tensor,
-    embedding: Tensor,
-    hidden: Tensor,
-    mask_hidden: Tensor,
-    embed_weight: Tensor,
-    hidden_weight: Tensor,
-    eps: float,
-    norm_before_residual: bool,
-    out: Tensor,
-    residual: Tensor,
-) -> None:
-    n = count_rows("embed_norm_concat", num_rows, len(out))
-    out[:n], residual[:n] = reference.embed_norm_concat(
-        token_ids[:n], source_row[:n], embedding, hidden[:n], mask_hidden, embed_weight,
-        hidden_weight, eps, norm_before_residual,
-    )  # fmt: skip
+    return on_cpu
 
 
 define(
     "embed_norm_concat(Tensor token_ids, Tensor source_row, Tensor num_rows, Tensor embedding, "
     "Tensor hidden, Tensor mask_hidden, Tensor embed_weight, Tensor hidden_weight, float eps, "
     "bool norm_before_residual, Tensor(a!) out, Tensor(b!) residual) -> ()",
-    contract=_check_embed_norm_concat,
-    cpu=_embed_norm_concat_cpu,
+    _embed_norm_concat,
 )
 
 

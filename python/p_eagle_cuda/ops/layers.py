@@ -7,6 +7,7 @@ from torch import Tensor
 
 from p_eagle_cuda import reference
 from p_eagle_cuda._registry import (
+    CpuBody,
     check,
     check_cache,
     check_matrix,
@@ -18,7 +19,7 @@ from p_eagle_cuda._registry import (
 )
 
 
-def _check_qkv_rope_cache(
+def _qkv_rope_cache(
     x: Tensor,
     norm_weight: Tensor | None,
     weight: Tensor,
@@ -35,7 +36,7 @@ def _check_qkv_rope_cache(
     q: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
-) -> None:
+) -> CpuBody:
     op = "qkv_rope_cache"
     check_matrix(op, "x", x)
     dtype = check_working_dtype(op, "x", x)
@@ -67,31 +68,24 @@ def _check_qkv_rope_cache(
     check_cache(op, k_cache, v_cache, k_scale, v_scale, dtype)
     check(k_cache.shape[3] == D, f"{op}: `k_cache` must have head size {D}, got {k_cache.shape[3]}")
 
+    def on_cpu() -> None:
+        n = count_rows(op, num_rows, len(x))
+        q[:n], k, v = reference.qkv_rope(
+            x[:n],
+            norm_weight,
+            weight,
+            bias,
+            q_norm,
+            k_norm,
+            rope,
+            positions[:n],
+            k_cache.shape[1],
+            eps,
+        )
+        reference.write_cache(k, slots[:n], k_cache, k_scale)
+        reference.write_cache(v, slots[:n], v_cache, v_scale)
 
-def _qkv_rope_cache_cpu(
-    x: Tensor,
-    norm_weight: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    q_norm: Tensor | None,
-    k_norm: Tensor | None,
-    rope: Tensor,
-    positions: Tensor,
-    slots: Tensor,
-    num_rows: Tensor,
-    k_scale: Tensor,
-    v_scale: Tensor,
-    eps: float,
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-) -> None:
-    n = count_rows("qkv_rope_cache", num_rows, len(x))
-    q[:n], k, v = reference.qkv_rope(
-        x[:n], norm_weight, weight, bias, q_norm, k_norm, rope, positions[:n], k_cache.shape[1], eps
-    )
-    reference.write_cache(k, slots[:n], k_cache, k_scale)
-    reference.write_cache(v, slots[:n], v_cache, v_scale)
+    return on_cpu
 
 
 define(
@@ -99,8 +93,7 @@ define(
     "Tensor? k_norm, Tensor rope, Tensor positions, Tensor slots, Tensor num_rows, "
     "Tensor k_scale, Tensor v_scale, float eps, Tensor(a!) q, Tensor(b!) k_cache, "
     "Tensor(c!) v_cache) -> ()",
-    contract=_check_qkv_rope_cache,
-    cpu=_qkv_rope_cache_cpu,
+    _qkv_rope_cache,
 )
 
 
@@ -160,9 +153,9 @@ def qkv_rope_cache(
     return q
 
 
-def _check_linear_residual(
+def _linear_residual(
     x: Tensor, weight: Tensor, bias: Tensor | None, num_rows: Tensor, residual: Tensor
-) -> None:
+) -> CpuBody:
     op = "linear_residual"
     check_matrix(op, "x", x)
     check_matrix(op, "weight", weight)
@@ -175,19 +168,17 @@ def _check_linear_residual(
     check_num_rows(op, num_rows)
     check_tensor(op, "residual", residual, dtype, R, H)
 
+    def on_cpu() -> None:
+        n = count_rows(op, num_rows, len(x))
+        residual[:n] = reference.linear_residual(x[:n], weight, bias, residual[:n])
 
-def _linear_residual_cpu(
-    x: Tensor, weight: Tensor, bias: Tensor | None, num_rows: Tensor, residual: Tensor
-) -> None:
-    n = count_rows("linear_residual", num_rows, len(x))
-    residual[:n] = reference.linear_residual(x[:n], weight, bias, residual[:n])
+    return on_cpu
 
 
 define(
     "linear_residual(Tensor x, Tensor weight, Tensor? bias, Tensor num_rows, "
     "Tensor(a!) residual) -> ()",
-    contract=_check_linear_residual,
-    cpu=_linear_residual_cpu,
+    _linear_residual,
 )
 
 
@@ -213,9 +204,9 @@ def linear_residual(
     return residual
 
 
-def _check_norm_swiglu(
+def _norm_swiglu(
     x: Tensor, norm_weight: Tensor, gate_up: Tensor, num_rows: Tensor, eps: float, out: Tensor
-) -> None:
+) -> CpuBody:
     op = "norm_swiglu"
     check_matrix(op, "x", x)
     check_matrix(op, "gate_up", gate_up)
@@ -228,19 +219,17 @@ def _check_norm_swiglu(
     check_num_rows(op, num_rows)
     check_tensor(op, "out", out, dtype, R, rows // 2)
 
+    def on_cpu() -> None:
+        n = count_rows(op, num_rows, len(x))
+        out[:n] = reference.norm_swiglu(x[:n], norm_weight, gate_up, eps)
 
-def _norm_swiglu_cpu(
-    x: Tensor, norm_weight: Tensor, gate_up: Tensor, num_rows: Tensor, eps: float, out: Tensor
-) -> None:
-    n = count_rows("norm_swiglu", num_rows, len(x))
-    out[:n] = reference.norm_swiglu(x[:n], norm_weight, gate_up, eps)
+    return on_cpu
 
 
 define(
     "norm_swiglu(Tensor x, Tensor norm_weight, Tensor gate_up, Tensor num_rows, float eps, "
     "Tensor(a!) out) -> ()",
-    contract=_check_norm_swiglu,
-    cpu=_norm_swiglu_cpu,
+    _norm_swiglu,
 )
 
 
