@@ -50,6 +50,7 @@ def test_before_loop_keeps_everything_of_a_text_without_loop() -> None:
 def test_before_loop_keeps_the_steps_that_ended_before_it() -> None:
     tokens = list(range(10)) + [7, 8] * 20
     start = loop_start(tokens)
-    steps = [Step(0, 0, 0), Step(1, 5, 4), Step(6, 5, 4), Step(11, 5, 5), Step(17, 5, 5)]
+    steps = [Step(0, 0, 0), Step(1, 5, 4), Step(6, 5, 4), Step(11, 5, 0), Step(12, 5, 5)]
     assert start == 12
-    assert before_loop(tokens, steps) == steps[:3]
+    assert before_loop(tokens, steps) == steps[:4], "the fourth ends where the loop starts"
+    assert before_loop(tokens, [Step(11, 5, 1)]) == []

@@ -48,11 +48,10 @@ def choose(logits: Tensor, temperature: float, uniforms: Sequence[float]) -> Ten
     # The maximum goes first: a tiny temperature must not turn it into infinity.
     scaled = (logits - logits.amax(dim=-1, keepdim=True)).double() / temperature
     cumulative = scaled.softmax(dim=-1).cumsum(dim=-1)
-    total = cumulative[:, -1:].contiguous()  # 1 up to rounding
+    # u is at most 1 - 2**-53 and the sum is 1 up to rounding, so their product stays below the sum
+    # and the token found has a probability above zero.
     u = torch.tensor(uniforms, dtype=torch.float64, device=logits.device)[:, None]
-    token = torch.searchsorted(cumulative, u * total, right=True)
-    # u * total may round up to the total: the last token that has any probability then.
-    return torch.minimum(token, torch.searchsorted(cumulative, total))[:, 0]
+    return torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True)[:, 0]
 
 
 def count_accepted(drafts: Sequence[int], choices: Sequence[int]) -> int:
