@@ -83,9 +83,12 @@ class Oracle(Drafter):
         return Drafts(torch.tensor([said]), *drafts[1:])
 
 
-def plain(target: Target, prompts: list[list[int]], n: int, **options: object) -> list[list[int]]:
+def plain(
+    target: Target, prompts: list[list[int]], n: int, temperature: float = 0.0, seed: int = 0
+) -> list[list[int]]:
     engine = SpeculativeEngine(target, None, max_requests=2, max_length=LENGTH)
-    return [c.token_ids for c in engine.generate(prompts, n, **options)]  # type: ignore[arg-type]
+    completions = engine.generate(prompts, n, temperature=temperature, seed=seed)
+    return [c.token_ids for c in completions]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
