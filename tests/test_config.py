@@ -161,6 +161,43 @@ def test_outer_fields_win_over_nested_ones(tmp_path: Path) -> None:
     assert not loaded.norm_before_fc
 
 
+@pytest.mark.parametrize("field", ["draft_vocab_size", "norm_before_residual"])
+def test_an_outer_null_hides_nothing(field: str, tmp_path: Path) -> None:
+    config, _ = in_format("nested", drafter_config(), {})
+    value = {"draft_vocab_size": 20, "norm_before_residual": True}[field]
+    config["transformer_layer_config"][field] = value
+    config[field] = None
+    assert getattr(DrafterConfig.from_pretrained(write(tmp_path, config)), field) == value
+
+
+def test_yarn_scales_of_zero_are_unset(tmp_path: Path) -> None:
+    scaling = {
+        "rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32,
+        "mscale": 0, "mscale_all_dim": 0,
+    }  # fmt: skip
+    config = DrafterConfig.from_pretrained(write(tmp_path, drafter_config(rope_scaling=scaling)))
+    assert (config.rope.mscale, config.rope.mscale_all_dim) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("rope_theta", 1.0, "field `rope_theta` must be above 1, found 1.0"),
+        ("rope_theta", 10**400, "field `rope_theta` must be a finite number above 0, found 1000"),
+        ("max_position_embeddings", 10**9, "must be at most 16777216, found 1000000000"),
+        ("intermediate_size", 10**30, "must be an integer of at most 2147483647, found 1000"),
+    ],
+)
+def test_absurd_numbers(field: str, value: float, sentence: str, tmp_path: Path) -> None:
+    assert sentence in failure(write(tmp_path, drafter_config(**{field: value})))
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"hidden_size": ' + "1" * 5000 + "}"])
+def test_json_without_bounds(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    assert "expected a configuration, found other JSON" in failure(tmp_path)
+
+
 def test_sliding_window_that_is_switched_off(tmp_path: Path) -> None:
     """Qwen configurations carry one."""
     config = drafter_config(sliding_window=4096, use_sliding_window=False)
