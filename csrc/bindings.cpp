@@ -6,6 +6,7 @@
 
 #include "build_info.h"
 #include "checks.h"
+#include "device.h"
 #include "ops.h"
 
 namespace p_eagle {
@@ -26,7 +27,7 @@ void embed_norm_concat(Tensor const& token_ids, Tensor const& source_row, Tensor
   constexpr char const* kOp = "embed_norm_concat";
 
   // `hidden` and `embedding` define the device and R, H, V; the rest is checked against them.
-  STD_TORCH_CHECK(hidden.is_cuda(), kOp, ": `hidden` must be on a CUDA device");
+  STD_TORCH_CHECK(is_on_device(hidden), kOp, ": `hidden` must be on ", kDevice);
   STD_TORCH_CHECK(hidden.dim() == 2, kOp, ": `hidden` must be [R, H], got ", shape_of(hidden));
   STD_TORCH_CHECK(embedding.dim() == 2, kOp, ": `embedding` must be [V, H], got ",
                   shape_of(embedding));
@@ -52,7 +53,7 @@ void embed_norm_concat(Tensor const& token_ids, Tensor const& source_row, Tensor
     return;
   }
 
-  torch::stable::accelerator::DeviceGuard const guard(device);
+  DeviceGuard const guard(device);
   EmbedNormConcatParams const params{
       .token_ids = token_ids.const_data_ptr<int64_t>(),
       .source_row = source_row.const_data_ptr<int32_t>(),
@@ -95,7 +96,7 @@ std::vector<std::string> cuda_ops() {
 
 }  // namespace p_eagle
 
-STABLE_TORCH_LIBRARY_IMPL(p_eagle, CUDA, m) {
+P_EAGLE_LIBRARY_IMPL(m) {
   for (p_eagle::CudaOp const& op : p_eagle::kCudaOps) {
     m.impl(op.name, op.boxed);
   }

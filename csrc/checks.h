@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cuda_runtime_api.h>
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
@@ -13,16 +12,13 @@
 #include <initializer_list>
 #include <ostream>
 #include <span>
+#include <string>
 
-// Defined in libtorch_cuda.so, which libtorch.so brings along where torch has CUDA. Weak, and so
-// null in a CPU-only torch, into which this library must load too.
-extern "C" [[gnu::weak]] AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device,
-                                                                           void** stream);
+#include "device.h"
 
 namespace p_eagle {
 
 using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 struct Shape {
   std::span<int64_t const> sizes;
@@ -40,14 +36,15 @@ inline Shape shape_of(Tensor const& tensor) {
   return {{tensor.sizes().data(), tensor.sizes().size()}};
 }
 
-// Requires a contiguous tensor of this dtype and shape on cuda:`device`.
+// Requires a contiguous tensor of this dtype and shape on the device of this index.
 inline void check_tensor(char const* op, char const* name, Tensor const& tensor, int32_t device,
                          ScalarType dtype, std::initializer_list<int64_t> expected) {
   Shape const want{{expected.begin(), expected.size()}};
   Shape const got = shape_of(tensor);
-  STD_TORCH_CHECK(tensor.is_cuda() && tensor.get_device_index() == device, op, ": `", name,
-                  "` must be on cuda:", device, ", got ", tensor.is_cuda() ? "cuda:" : "device ",
-                  tensor.get_device_index());
+  int32_t const found = tensor.get_device_index();
+  STD_TORCH_CHECK(is_on_device(tensor) && found == device, op, ": `", name, "` must be on ",
+                  device_name(device), ", got ",
+                  is_on_device(tensor) ? device_name(found) : "device " + std::to_string(found));
   STD_TORCH_CHECK(tensor.scalar_type() == dtype, op, ": `", name, "` must have dtype ", dtype,
                   ", got ", tensor.scalar_type());
   STD_TORCH_CHECK(std::ranges::equal(want.sizes, got.sizes), op, ": `", name, "` must have shape ",
@@ -65,14 +62,6 @@ inline void check_vector_tensor(char const* op, char const* name, Tensor const& 
   auto const address = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
   STD_TORCH_CHECK(address % 16 == 0, op, ": `", name, "` must be 16-byte aligned, got an address ",
                   address % 16, " bytes past that");
-}
-
-inline cudaStream_t current_stream(char const* op, int32_t device) {
-  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr, op,
-                  ": this torch is built without CUDA");
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-  return static_cast<cudaStream_t>(stream);
 }
 
 inline void check_launch(char const* op, cudaError_t status) {

@@ -1,22 +1,38 @@
-"""Shared fixtures: every test runs on the CPU, and on the GPU where there is one."""
+"""Shared fixtures: every test runs on the CPU, on the emulator, and on a GPU where there is one."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
+from devices import DEVICES, Device
 from p_eagle_cuda import ops
+from sim import summary
+from sim.requirements import require_cuda_compiler
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest) -> str:
+def pytest_configure(config: pytest.Config) -> None:
+    summary.show_compilations(config)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    summary.write_slowest(terminalreporter)
+
+
+@pytest.fixture(
+    params=[pytest.param(x, marks=pytest.mark.gpu) if x == "cuda" else x for x in DEVICES]
+)
+def device(request: pytest.FixtureRequest) -> Device:
     """A missing device skips; a missing build for the device that is there fails."""
-    if request.param == "cuda":
+    found = DEVICES[request.param]
+    if found.name == "cuda":
         if not torch.cuda.is_available():
             pytest.skip("needs a CUDA device")
         built = [name for name, has in ops.implementations().items() if has["cuda"]]
         assert built, "there is a GPU, but the installed library holds no CUDA kernel"
-    return request.param
+    if found.is_emulated:
+        require_cuda_compiler()
+    return found
 
 
 @pytest.fixture(autouse=True)

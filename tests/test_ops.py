@@ -1,7 +1,7 @@
 """Every op: its result, what it reads and writes, its contract, its registration.
 
 On the CPU an op *is* the reference, so these tests check plumbing there (`test_reference.py` checks
-the reference); on a GPU the same tests check the kernels.
+the reference); on a GPU, and on its emulator, the same tests check the kernels.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from devices import DEVICES, Device
 from numerics import assert_as_accurate_as_torch, assert_rounded_once, double
 from op_cases import CASES, N_REAL, OUTPUTS, SENTINEL, Arguments
 from p_eagle_cuda import ops, reference
@@ -32,18 +33,16 @@ DEFINES_SIZES = {
 }
 
 
-def call(name: str, arguments: Arguments) -> None:
-    getattr(torch.ops.p_eagle, name)(*arguments.values())
+CPU = DEVICES["cpu"]
 
 
-def case(name: str, device: str, dtype: torch.dtype = torch.bfloat16) -> Arguments:
+def case(name: str, device: Device, dtype: torch.dtype = torch.bfloat16) -> Arguments:
     """Arguments for `device`; skips where this build has no such kernel or the device no dtype."""
-    if device == "cuda":
-        if not ops.implementations()[name]["cuda"]:
-            pytest.skip(f"{name} has no CUDA kernel in this build")
-        if dtype == torch.float32:
-            pytest.skip("CUDA kernels work in 16 bits")
-    return CASES[name](device, dtype)
+    if not device.has(name):
+        pytest.skip(f"{name} has no CUDA kernel in this build")
+    if device.runs_kernels and dtype == torch.float32:
+        pytest.skip("CUDA kernels work in 16 bits")
+    return CASES[name](device.name, dtype)
 
 
 def clone(arguments: Arguments) -> Arguments:
@@ -100,11 +99,11 @@ def run_reference(name: str, a: Arguments) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", OPS)
-def test_matches_reference(name: str, dtype: torch.dtype, device: str) -> None:
+def test_matches_reference(name: str, dtype: torch.dtype, device: Device) -> None:
     arguments = case(name, device, dtype)
     exact = run_reference(name, {n: double(x) for n, x in clone(arguments).items()})
     unfused = run_reference(name, clone(arguments))
-    call(name, arguments)
+    device.call(name, arguments)
     for output in OUTPUTS[name]:
         expected = exact[output]
         actual = arguments[output][: len(expected)]
@@ -126,10 +125,10 @@ def test_matches_reference(name: str, dtype: torch.dtype, device: str) -> None:
 
 
 @pytest.mark.parametrize("name", OPS)
-def test_writes_only_its_outputs_and_rows(name: str, device: str) -> None:
+def test_writes_only_its_outputs_and_rows(name: str, device: Device) -> None:
     arguments = case(name, device)
     before = clone(arguments)
-    call(name, arguments)
+    device.call(name, arguments)
     for argument, x in arguments.items():
         if argument not in OUTPUTS[name] and isinstance(x, Tensor):
             assert torch.equal(x.nan_to_num(), before[argument].nan_to_num()), argument
@@ -148,7 +147,7 @@ def test_writes_only_its_outputs_and_rows(name: str, device: str) -> None:
 
 
 @pytest.mark.parametrize("name", OPS)
-def test_no_rows(name: str, device: str) -> None:
+def test_no_rows(name: str, device: Device) -> None:
     """A captured pass may find that no row exists."""
     arguments = case(name, device)
     if name == "prepare_inputs":
@@ -160,7 +159,7 @@ def test_no_rows(name: str, device: str) -> None:
     else:
         arguments["row_start"].zero_()
     before = clone(arguments)
-    call(name, arguments)
+    device.call(name, arguments)
     if name == "prepare_inputs":
         assert arguments["row_start"].tolist() == [0, 0, 0]
         assert (arguments["slots"] == -1).all()
@@ -184,7 +183,7 @@ def bad_calls() -> list[tuple[str, str, str]]:
 
 
 @pytest.mark.parametrize(("name", "argument", "wrong"), bad_calls())
-def test_rejects_bad_argument(name: str, argument: str, wrong: str, device: str) -> None:
+def test_rejects_bad_argument(name: str, argument: str, wrong: str, device: Device) -> None:
     arguments = case(name, device)
     x = arguments[argument]
     if wrong == "dtype":
@@ -199,19 +198,23 @@ def test_rejects_bad_argument(name: str, argument: str, wrong: str, device: str)
     if {argument} & {"q_norm", "k_norm", "k_cache", "v_cache"}:
         match = f"{name}: `"
     with pytest.raises((ValueError, RuntimeError), match=match):
-        call(name, arguments)
+        device.call(name, arguments)
 
 
 @pytest.mark.parametrize("name", OPS)
-def test_registration(name: str, device: str) -> None:
+def test_registration(name: str, device: Device) -> None:
     """Schema, fake implementation and tracing agree with what the op does."""
+    if device.is_emulated:
+        pytest.skip("the emulator borrows the schemas")
     arguments = case(name, device)
     torch.library.opcheck(getattr(torch.ops.p_eagle, name).default, tuple(arguments.values()))
 
 
 @pytest.mark.parametrize("name", OPS)
-def test_public_function_allocates_what_it_returns(name: str, device: str) -> None:
+def test_public_function_allocates_what_it_returns(name: str, device: Device) -> None:
     """The documented call, without outputs, gives the same as the op with them."""
+    if device.is_emulated:
+        pytest.skip("the public functions know nothing of the emulator")
     arguments = case(name, device)
     plain = clone(arguments)
     given = {n: x for n, x in plain.items() if n not in OUTPUTS[name] or n.endswith("_cache")}
@@ -220,7 +223,7 @@ def test_public_function_allocates_what_it_returns(name: str, device: str) -> No
     if name == "lm_head_topk":
         given["top_k"] = plain["ids"].shape[1]
     returned = getattr(ops, name)(**given)
-    call(name, arguments)
+    device.call(name, arguments)
     results = returned if isinstance(returned, tuple) else (returned,)
     names = [n for n in OUTPUTS[name] if not n.endswith("_cache")]
     for output, result in zip(names, results, strict=True):
@@ -229,22 +232,24 @@ def test_public_function_allocates_what_it_returns(name: str, device: str) -> No
 
 
 @pytest.mark.parametrize("cache_dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
-def test_attention_over_an_fp8_cache_uses_each_scale(cache_dtype: torch.dtype, device: str) -> None:
+def test_attention_over_an_fp8_cache_uses_each_scale(
+    cache_dtype: torch.dtype, device: Device
+) -> None:
     """Against the same attention over the dequantised cache, k and v scaled apart."""
     quantised = case("paged_attention", device)
     for name, scale in (("k", 0.5), ("v", 0.125)):
         cache, stored = quantised[f"{name}_cache"], None
         stored = cache.nan_to_num().to(cache_dtype)
         quantised[f"{name}_cache"] = stored
-        quantised[f"{name}_scale"] = torch.full((1,), scale, device=device)
+        quantised[f"{name}_scale"] = torch.full((1,), scale, device=device.name)
     plain = clone(quantised)
     for name in "kv":
         values = plain[f"{name}_cache"].double() * plain[f"{name}_scale"].double()
-        plain[f"{name}_cache"], plain[f"{name}_scale"] = values, torch.ones(1, device=device)
+        plain[f"{name}_cache"], plain[f"{name}_scale"] = values, torch.ones(1, device=device.name)
     plain["q"] = plain["q"].double()
     exact = run_reference("paged_attention", plain)["out"]
     unfused = run_reference("paged_attention", clone(quantised))["out"]
-    call("paged_attention", quantised)
+    device.call("paged_attention", quantised)
     actual = quantised["out"][:N_REAL]
     assert_as_accurate_as_torch("out", actual, exact, unfused)
     assert_rounded_once("out", actual, exact)
@@ -255,7 +260,7 @@ def test_row_counts_out_of_range(rows: int) -> None:
     arguments = CASES["norm_swiglu"]("cpu", torch.bfloat16)
     arguments["num_rows"].fill_(rows)
     with pytest.raises(ValueError, match=f"the number of rows must be 0 to 9, got {rows}"):
-        call("norm_swiglu", arguments)
+        CPU.call("norm_swiglu", arguments)
 
 
 def test_rows_without_a_request() -> None:
@@ -266,7 +271,7 @@ def test_rows_without_a_request() -> None:
         arguments[name] = arguments[name][:1]
     arguments["block_table"] = arguments["block_table"][:0]
     with pytest.raises(ValueError, match="must have a request for the 5 target rows"):
-        call("prepare_inputs", arguments)
+        CPU.call("prepare_inputs", arguments)
 
 
 def test_hidden_sizes_that_only_kernels_refuse() -> None:
@@ -284,11 +289,11 @@ def test_top_k_out_of_range() -> None:
     for k in (0, 17):
         arguments["ids"] = torch.zeros(4, k, dtype=torch.int64)
         with pytest.raises(ValueError, match=f"top_k must be 1 to 16, got {k}"):
-            call("lm_head_topk", arguments)
+            CPU.call("lm_head_topk", arguments)
 
 
 def test_half_given_head_norms() -> None:
     arguments = CASES["qkv_rope_cache"]("cpu", torch.bfloat16)
     arguments["k_norm"] = None
     with pytest.raises(ValueError, match="both be given or both be None"):
-        call("qkv_rope_cache", arguments)
+        CPU.call("qkv_rope_cache", arguments)

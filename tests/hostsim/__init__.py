@@ -1,0 +1,1 @@
+"""The emulator of CUDA GPUs, and its build."""

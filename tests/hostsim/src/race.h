@@ -1,0 +1,42 @@
+// The race detector: for every byte, who wrote it last and who has read it since.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "memory.h"
+
+namespace hostsim {
+
+// An access: the grid, the agent in it, and the agent's epoch.
+struct Stamp {
+  uint32_t agent = Agent::kNone;
+  uint32_t epoch = 0;
+  uint32_t grid = 0;
+  AccessKind kind = AccessKind::kPlain;
+};
+
+struct Shadow {
+  // Two readers are remembered. More could be needed to see every race; but races rarely concern one
+  // byte alone, and the two come from different warps where possible.
+  struct Byte {
+    Stamp writer;
+    std::array<Stamp, 2> readers;
+  };
+  static constexpr size_t kPageBytes = 256;
+  using Page = std::array<Byte, kPageBytes>;
+
+  Byte& at(size_t offset);
+
+ private:
+  std::vector<std::unique_ptr<Page>> pages_;
+};
+
+// Compares an access with those remembered, reports what is not ordered, and remembers it. `place`
+// names the memory, `offset` is the first byte in it.
+void check_races(Shadow& shadow, Actor const& actor, size_t offset, size_t size, Access access,
+                 char const* place, char const* what);
+
+}  // namespace hostsim

@@ -1,0 +1,1 @@
+"""Tests that run CUDA kernels on the emulator."""

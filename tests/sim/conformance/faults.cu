@@ -1,0 +1,107 @@
+// Kernels with an error each, that the emulator must find and say what it is.
+#include "conformance.cuh"
+
+MICRO_KERNEL(read_past_the_end) {
+  args.output<int>(0)[threadIdx.x] = args.input<int>(0)[threadIdx.x + 1];
+}
+
+MICRO_KERNEL(write_before_the_start) { args.output<int>(0)[int(threadIdx.x) - 1] = 1; }
+
+MICRO_KERNEL(wild_pointer) {
+  args.output<int>(0)[threadIdx.x] = *reinterpret_cast<int const*>(args.n[0] * 4096ll);
+}
+
+MICRO_KERNEL(write_to_input) { const_cast<int*>(args.input<int>(0))[threadIdx.x] = 1; }
+
+MICRO_KERNEL(read_of_unwritten_output) {
+  auto* out = args.output<int>(0);
+  out[threadIdx.x] = out[threadIdx.x] + 1;
+}
+
+MICRO_KERNEL(read_of_unwritten_shared) {
+  __shared__ int values[64];
+  if (threadIdx.x < 31) {
+    values[threadIdx.x] = int(threadIdx.x);
+  }
+  __syncthreads();
+  args.output<int>(0)[threadIdx.x] = values[threadIdx.x];
+}
+
+MICRO_KERNEL(past_shared_variable) {
+  __shared__ int first[32];
+  __shared__ int second[32];
+  first[threadIdx.x + args.n[0]] = 1;
+  second[threadIdx.x] = 2;
+  __syncthreads();
+  args.output<int>(0)[threadIdx.x] = first[threadIdx.x] + second[31 - threadIdx.x];
+}
+
+MICRO_KERNEL(past_dynamic_shared) {
+  extern __shared__ int values[];
+  values[threadIdx.x] = 1;
+  args.output<int>(0)[threadIdx.x] = values[threadIdx.x];
+}
+
+MICRO_KERNEL(misaligned) {
+  auto const* bytes = args.input<char>(0) + 4 * threadIdx.x;
+  args.output<long long>(0)[threadIdx.x] = *reinterpret_cast<long long const*>(bytes);
+}
+
+MICRO_KERNEL(race_in_shared) {
+  __shared__ int values[64];
+  values[threadIdx.x] = int(threadIdx.x);
+  args.output<int>(0)[threadIdx.x] = values[threadIdx.x ^ 32];
+}
+
+MICRO_KERNEL(race_within_warp) {
+  __shared__ int values[32];
+  values[threadIdx.x] = int(threadIdx.x);
+  args.output<int>(0)[threadIdx.x] = values[threadIdx.x ^ 1];
+}
+
+MICRO_KERNEL(race_across_blocks) { args.output<int>(0)[threadIdx.x] = int(blockIdx.x); }
+
+// The message of conformance/memory.cu with a fence of too narrow a scope.
+MICRO_KERNEL(fence_too_narrow) {
+  auto* data = args.output<int>(0);
+  auto* flag = args.output<int>(1);
+  if (blockIdx.x == 0) {
+    *data = 7;
+    asm volatile("fence.acq_rel.cta;" ::: "memory");
+    asm volatile("st.relaxed.gpu.global.b32 [%0], 1;" ::"l"(flag) : "memory");
+    return;
+  }
+  int seen = 0;
+  while (seen == 0) {
+    asm volatile("ld.acquire.gpu.global.b32 %0, [%1];" : "=r"(seen) : "l"(flag) : "memory");
+  }
+  args.output<int>(2)[0] = *data;
+}
+
+MICRO_KERNEL(polls_in_vain) {
+  int seen = 0;
+  while (seen == 0) {
+    asm volatile("ld.relaxed.gpu.global.b32 %0, [%1];"
+                 : "=r"(seen)
+                 : "l"(args.output<int>(0))
+                 : "memory");
+  }
+}
+
+MICRO_KERNEL(runs_forever) {
+  for (unsigned i = 1; i != 0; i += 2) {  // never zero
+    asm volatile("");
+  }
+  args.output<int>(0)[threadIdx.x] = 1;
+}
+
+// A video instruction, which no kernel of this project will ever use.
+MICRO_KERNEL(unknown_instruction) {
+  int result;
+  asm volatile("vabsdiff4.s32.s32.s32.add %0, %1, %2, %3;"
+               : "=r"(result)
+               : "r"(args.n[0]), "r"(args.n[1]), "r"(args.n[2]));
+  args.output<int>(0)[threadIdx.x] = result;
+}
+
+MICRO_KERNEL(does_nothing_wrong) { args.output<int>(0)[threadIdx.x] = 1; }

@@ -1,0 +1,14 @@
+"""Kernels with one error each: tables of what the emulator must find."""
+
+from sim.planted import copies, gemms, project, reductions, warps_and_launches
+from sim.planted.bug import LAUNCH_ERROR, WRONG_RESULT, Bug
+
+BUGS: tuple[Bug, ...] = (
+    *reductions.BUGS,
+    *gemms.BUGS,
+    *copies.BUGS,
+    *warps_and_launches.BUGS,
+    *project.BUGS,
+)
+
+__all__ = ["BUGS", "LAUNCH_ERROR", "WRONG_RESULT", "Bug"]

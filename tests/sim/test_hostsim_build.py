@@ -1,0 +1,78 @@
+"""The cache of compiled objects: never stale, never twice."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from hostsim import build
+
+
+@pytest.fixture
+def compilation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> build.Compilation:
+    """A source that includes a header, and an empty cache."""
+    monkeypatch.setattr(build, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(build, "compiled", [])
+    monkeypatch.setattr(build, "report_progress", lambda _: None)
+    (tmp_path / "value.h").write_text("#define VALUE 1\n")
+    source = tmp_path / "a b.cpp"
+    source.write_text('#include "value.h"\nint value() { return VALUE; }\n')
+    return build.Compilation(source, (build.tools().cxx, f"-I{tmp_path}"))
+
+
+def test_compiles_once(compilation: build.Compilation) -> None:
+    objects = {build.compile_object(compilation) for _ in range(2)}
+    assert len(objects) == 1
+    assert [x.name for x in build.compiled] == ["a b.cpp"]
+    assert objects.pop().is_file()
+
+
+def test_follows_the_contents_of_headers(compilation: build.Compilation) -> None:
+    header = compilation.source.parent / "value.h"
+    first = build.compile_object(compilation)
+    header.write_text("#define VALUE 2\n")
+    second = build.compile_object(compilation)
+    assert second != first
+    header.write_text("#define VALUE 1\n")
+    assert build.compile_object(compilation) == first
+    assert len(build.compiled) == 2
+
+
+def test_does_not_compile_for_a_new_date(compilation: build.Compilation) -> None:
+    first = build.compile_object(compilation)
+    os.utime(compilation.source, (1, 1))
+    assert build.compile_object(compilation) == first
+    assert len(build.compiled) == 1
+
+
+def test_flags_and_sources_are_part_of_the_key(compilation: build.Compilation) -> None:
+    objects = {build.compile_object(compilation)}
+    other_flags = build.Compilation(compilation.source, (*compilation.command, "-O1"))
+    objects.add(build.compile_object(other_flags))
+    compilation.source.write_text("int value() { return 3; }\n")
+    objects.add(build.compile_object(compilation))
+    assert len(objects) == 3
+
+
+def test_simultaneous_builds_share_the_work(compilation: build.Compilation) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        objects = set(pool.map(build.compile_object, [compilation] * 4))
+    assert len(objects) == len(build.compiled) == 1
+
+
+def test_an_error_is_shown_whole_and_leaves_nothing(compilation: build.Compilation) -> None:
+    compilation.source.write_text("int value() { return missing_name; }\n" * 30)
+    with pytest.raises(build.CompilationError) as caught:
+        build.compile_object(compilation)
+    assert str(caught.value).count("missing_name") >= 30
+    assert not list(build.CACHE.glob("*.o"))
+
+
+def test_a_missing_function_is_an_error_of_the_linker(compilation: build.Compilation) -> None:
+    compilation.source.write_text("int missing(); int value() { return missing(); }\n")
+    made = build.compile_object(compilation)
+    with pytest.raises(build.CompilationError, match="missing"):
+        build.link("a", [made], "-Wl,-z,defs")

@@ -1,0 +1,118 @@
+"""Every planted bug is found: by a report of the kind that it should have, or by a wrong result.
+
+The tables of bugs are in `planted/`. Each is compiled, and runs under the four settings that every
+kernel test runs under.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+
+import pytest
+
+from hostsim import build
+from sim.emulator import FOUR, Emulator, Settings
+from sim.planted import BUGS, LAUNCH_ERROR, WRONG_RESULT, Bug
+from sim.planting import planted_compilation, suffix
+from sim.sample_kernels import SAMPLES, LaunchError, Run
+
+LONGEST_RUN = 10.0  # seconds, so that a deadlock or an endless loop counts as found only if it ends
+
+
+def slug(bug: Bug) -> str:
+    return bug.kernel + "-" + re.sub(r"\W+", "_", bug.name)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    bug: Bug
+    findings: dict[str, list[str]]  # by setting: kinds of reports, and the constants of Bug
+
+    @property
+    def is_caught(self) -> bool:
+        return any(self.findings.values())
+
+    @property
+    def kinds(self) -> list[str]:
+        return sorted({kind for kinds in self.findings.values() for kind in kinds})
+
+    def describe(self) -> str:
+        """A row of the table: what found the bug, under how many of the settings."""
+        outcome = ", ".join(
+            f"{kind} ({'/'.join(name for name in FOUR if kind in self.findings[name])})"
+            for kind in self.kinds
+        )
+        real = "" if self.bug.finds else "benign: "
+        return f"{self.bug.kernel}: {self.bug.name}\n    {real}{outcome or 'nothing'}"
+
+
+verdicts: list[Verdict] = []
+
+
+@pytest.fixture(scope="module")
+def variants(request: pytest.FixtureRequest) -> dict[Bug, tuple[Emulator, str]]:
+    """For every bug of this run, the library that has it and the suffix of its launch functions."""
+    items = (item for item in request.session.items if isinstance(item, pytest.Function))
+    bugs: dict[str, list[Bug]] = {}
+    for item in items:
+        if item.function is test_planted_bug:
+            bug = item.callspec.params["bug"]
+            bugs.setdefault(bug.kernel, []).append(bug)
+    compilations = [planted_compilation(kernel, bugs[kernel]) for kernel in bugs]
+    found = {}
+    for kernel, made in zip(bugs, build.compile_all(compilations), strict=True):
+        emulator = Emulator(build.link_emulated(f"{kernel}-planted", [made]))
+        found |= {bug: (emulator, suffix(i)) for i, bug in enumerate(bugs[kernel])}
+    return found
+
+
+# ---- Judging -------------------------------------------------------------------------------------
+
+
+def findings_of(emulator: Emulator, name_suffix: str, kernel: str, settings: Settings) -> list[str]:
+    with emulator.faulty_session(settings) as session:
+        run = Run(session, name_suffix)
+        launch_error = False
+        try:
+            SAMPLES[kernel].run(run)
+        except LaunchError:
+            launch_error = True
+    kinds = {report.kind for report in session.reports}
+    if launch_error:
+        kinds.add(LAUNCH_ERROR)
+    if any(output.mismatch() for output in run.outputs):
+        kinds.add(WRONG_RESULT)
+    return sorted(kinds)
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=slug)
+def test_planted_bug(bug: Bug, variants: dict[Bug, tuple[Emulator, str]]) -> None:
+    emulator, name_suffix = variants[bug]
+    findings = {}
+    for name, settings in FOUR.items():
+        start = time.monotonic()
+        findings[name] = findings_of(emulator, name_suffix, bug.kernel, settings)
+        seconds = time.monotonic() - start
+        assert seconds < LONGEST_RUN, f"{name}: expected to end by itself, took {seconds:.0f} s"
+    verdict = Verdict(bug, findings)
+    verdicts.append(verdict)
+    if bug.benign:
+        assert not verdict.is_caught, f"expected nothing ({bug.benign}), found {findings}"
+    else:
+        assert bug.finds in verdict.kinds, f"expected {bug.finds}, found {findings}"
+
+
+def test_share_caught(capsys: pytest.CaptureFixture[str]) -> None:
+    if not verdicts:
+        pytest.skip("no planted bug ran")
+    real = [verdict for verdict in verdicts if not verdict.bug.benign]
+    caught = [verdict for verdict in real if verdict.is_caught]
+    with capsys.disabled():
+        print("\n" + "\n".join(verdict.describe() for verdict in verdicts))
+        print(f"planted bugs: {len(caught)} of {len(real)} caught")
+        for name in FOUR:
+            share = sum(bool(verdict.findings[name]) for verdict in real)
+            print(f"    {name}: {share}")
+    assert caught == real
