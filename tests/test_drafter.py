@@ -94,6 +94,10 @@ def test_drafts_match_the_reference(dtype: torch.dtype, tmp_path: Path) -> None:
     if dtype != torch.bfloat16:  # two logits may change places when rounded to 8 bits
         assert torch.equal(drafts.top_ids, ids.view(B, K, TOP_K))
         assert torch.equal(drafts.token_ids, ids.view(B, K, TOP_K)[..., 0])
+    if dtype == torch.float64:  # nothing here is more exact, and orders of summation differ by CPU
+        torch.testing.assert_close(drafts.top_logits, logits.view(B, K, TOP_K))
+        torch.testing.assert_close(drafts.lse, lse.view(B, K))
+        return
     assert_as_accurate_as_torch(
         "logits", drafts.top_logits, logits.view(B, K, TOP_K), unfused.view(B, K, TOP_K)
     )

@@ -182,6 +182,19 @@ def test_live_values(conformance: Conformance) -> None:
     np.testing.assert_array_equal(got, [live_values(int(v)) for v in x])
 
 
+def test_guarded_writes(conformance: Conformance) -> None:
+    def expected(x: int) -> int:
+        total, kept = 0, 1000
+        for i in range(7):
+            kept = i * x if i % 4 == x else kept
+            total = total * 3 + kept
+        return total
+
+    x = LANES % 6
+    got = run(conformance, "guarded_writes", x)
+    np.testing.assert_array_equal(got, [expected(int(v)) for v in x])
+
+
 def test_scopes(conformance: Conformance) -> None:
     got = run(conformance, "scopes", LANES)
     np.testing.assert_array_equal(got, 2 * np.where(LANES > 8, 100_015, 101_005))

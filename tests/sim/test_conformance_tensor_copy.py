@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,7 +99,7 @@ class TensorCase:
         return result.reshape(-1)
 
 
-def case(sizes: tuple[int, ...], box: tuple[int, ...], at: tuple[int, ...], **more: object):  # noqa: ANN201
+def case(sizes: tuple[int, ...], box: tuple[int, ...], at: tuple[int, ...], **more: Any) -> Any:
     return pytest.param(TensorCase(sizes, box, at, **more), id=f"{sizes}-{box}-{at}-{more}")
 
 

@@ -127,9 +127,9 @@ MICRO_KERNEL(each_copy_arrives) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to_shared(&values[i])),
                  "l"(args.input<int>(0) + i)
                  : "memory");
-    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(
-                     to_shared(&barriers[i]))
-                 : "memory");
+    asm volatile(
+        "cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(to_shared(&barriers[i]))
+        : "memory");
   }
   for (int i = 0; i < kCopies; ++i) {
     mbarrier_wait(barriers[i], 0);

@@ -270,6 +270,32 @@ MICRO_KERNEL(live_values) {
   out[5] = before;
 }
 
+// A guarded instruction leaves the result of the lanes that it skips as it was.
+MICRO_KERNEL(guarded_writes) {
+  int const x = args.input<int>(0)[threadIdx.x];
+  int sum;
+  asm volatile(
+      "{\n"
+      ".reg .b32 i, kept, low, scaled;\n"
+      ".reg .pred p, more;\n"
+      "mov.b32 i, 0;\n"
+      "mov.b32 kept, 1000;\n"
+      "mov.b32 %0, 0;\n"
+      "LOOP:\n"
+      "and.b32 low, i, 3;\n"
+      "mul.lo.s32 scaled, i, %1;\n"
+      "setp.eq.s32 p, low, %1;\n"
+      "@p mov.b32 kept, scaled;\n"
+      "mad.lo.s32 %0, %0, 3, kept;\n"
+      "add.s32 i, i, 1;\n"
+      "setp.lt.s32 more, i, 7;\n"
+      "@more bra LOOP;\n"
+      "}"
+      : "=&r"(sum)
+      : "r"(x));
+  args.output<int>(0)[threadIdx.x] = sum;
+}
+
 // Registers and labels of the same names in scopes that nest.
 MICRO_KERNEL(scopes) {
   int x = args.input<int>(0)[threadIdx.x];

@@ -233,21 +233,11 @@ BUGS = (
     _tensor(
         "parity never flips",
         "    parity ^= 1;\n",
-        finds="race",
+        finds="deadlock",
     ),
     _tensor(
         "no barrier between mbarrier.init and its use by others",
         "__syncthreads();  // the mbarrier exists",
-        finds="race",
-    ),
-    _tensor(
-        "result overwritten while the store before may read it",
-        "      bulk_wait_read();\n",
-        finds="race",
-    ),
-    _tensor(
-        "only one thread knows that the store before has read the result",
-        "__syncthreads();  // the store of the tile before has read out",
         finds="race",
     ),
     _tensor(

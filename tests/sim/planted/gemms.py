@@ -163,7 +163,7 @@ BUGS = (
         "if (step > 0 && threadIdx.x % kWarpSize == 0) {\n"
         "      mbarrier_arrive(&shared.empty[(step - 1) % kStages]);",
         "if (threadIdx.x % kWarpSize == 0) {\n      mbarrier_arrive(&shared.empty[stage]);",
-        finds="deadlock",
+        finds="race",
     ),
     _wgmma(
         "no wait for the wgmmas of the step before",

@@ -73,9 +73,15 @@ BUGS = (
     ),
     _named(
         "both counts one warp too few",
-        "constexpr int kThreads = 2 * kTile;",
-        "constexpr int kThreads = 2 * kTile - kWarpSize;",
-        finds=WRONG_RESULT,
+        '"bar.sync %0, %1;" ::"r"(barrier), "n"(kThreads) : "memory");\n'
+        "}\n"
+        "__device__ void barrier_arrive(int barrier) {\n"
+        '  asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "n"(kThreads) : "memory");',
+        '"bar.sync %0, 96;" ::"r"(barrier) : "memory");\n'
+        "}\n"
+        "__device__ void barrier_arrive(int barrier) {\n"
+        '  asm volatile("bar.arrive %0, 96;" ::"r"(barrier) : "memory");',
+        finds="barrier",
     ),
     _named(
         "warp's staging read without __syncwarp",
