@@ -22,8 +22,8 @@ uint32_t check_copy_mbarrier(Thread& thread, uint32_t epoch, Block const& destin
 void issue_bulk_load(Thread& thread, uint32_t epoch, Block& destination, uint32_t mbarrier_offset,
                      int64_t bytes, std::function<void()> copy);
 
-// Issues a copy out of shared memory as part of the thread's open bulk group: `read` takes the bytes
-// away, `write` puts them into global memory.
+// Issues a copy out of shared memory as part of the thread's open bulk group: `read` takes the
+// bytes away, `write` puts them into global memory.
 void issue_bulk_store(Thread& thread, std::function<void()> read, std::function<void()> write);
 
 // The blocks of the cluster that a multicast goes to, by rank.

@@ -17,7 +17,7 @@ void see_copies(Thread& thread, uint32_t epoch) {
 
 }  // namespace
 
-// ---- cp.async -----------------------------------------------------------------------------------------
+// ---- cp.async -----------------------------------------------------------------------------------
 
 uint32_t open_copy_epoch(Thread const& thread) { return thread.clock.async_issued + 1; }
 
@@ -42,7 +42,7 @@ void wait_for_copies(Thread& thread, size_t keep) {
   }
 }
 
-// ---- Bulk copies ----------------------------------------------------------------------------------------
+// ---- Bulk copies --------------------------------------------------------------------------------
 
 BulkEpochs open_bulk_epochs(Thread const& thread) {
   return {thread.clock.async_issued + 1, thread.clock.async_issued + 2};

@@ -1,8 +1,8 @@
 // The groups in which a thread commits its asynchronous copies, and waits for them: those of
 // cp.async, and those of bulk copies out of shared memory.
 //
-// For race detection a copy has the epoch that its group will have at the commit, so that one number
-// covers the whole group. The reads of bulk copies, which end earlier, have the epoch before it.
+// For race detection a copy has the epoch that its group will have at the commit, so that one
+// number covers the whole group. The reads of bulk copies, which end earlier, have the epoch before it.
 #pragma once
 
 #include "machine.h"

@@ -15,16 +15,16 @@ inline constexpr int64_t kMaxTransactionBytes = (1 << 20) - 1;  // pending, as a
 void init_mbarrier(Thread& thread, uint32_t address, uint32_t count);
 void invalidate_mbarrier(Thread& thread, uint32_t address);
 
-// The mbarrier at a shared address, which must be initialised and intact. `actor`, an atomic one, is
-// who operates on it: a thread, or its asynchronous copies. `what` names the instruction in reports.
+// The mbarrier at a shared address, which must be initialised and intact. `actor`, an atomic one,
+// operates on it: a thread, or its asynchronous copies. `what` names the instruction in reports.
 MBarrier& find_mbarrier(Actor const& actor, uint32_t address, char const* what);
 
 void expect_bytes(MBarrier& barrier, int64_t bytes, char const* what);
 void complete_bytes(MBarrier& barrier, int64_t bytes, char const* what);
 void arrive(MBarrier& barrier, uint32_t count, char const* what);
 
-// An asynchronous operation has ended which was to complete `bytes`, or one arrival, of the mbarrier
-// at `offset`. It may have been invalidated meanwhile.
+// An asynchronous operation has ended which was to complete `bytes`, or one arrival, of the
+// mbarrier at `offset`. It may have been invalidated meanwhile.
 void complete_bytes_later(Block& block, uint32_t offset, int64_t bytes, SyncClock const& released);
 void arrive_later(Block& block, uint32_t offset, SyncClock const& released);
 

@@ -110,7 +110,7 @@ Flow run_wait_all(Execution& x, Instruction const&, Lanes lanes) {
   return Flow::kNext;
 }
 
-// ---- Binding ------------------------------------------------------------------------------------------
+// ---- Binding ------------------------------------------------------------------------------------
 
 void bind_copy(Instruction& in) {
   Modifiers modifiers(in);

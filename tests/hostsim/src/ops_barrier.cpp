@@ -24,7 +24,7 @@ struct BarrierDetail : Detail {
   int result = -1, id = 0, count = -1, predicate = -1;
 };
 
-// ---- The state of a barrier -----------------------------------------------------------------------
+// ---- The state of a barrier ---------------------------------------------------------------------
 
 int missing_threads(Block const& block, Barrier const& barrier) {
   int missing = barrier.expected - barrier.arrived;
@@ -71,7 +71,7 @@ void release_waiting(Barrier& barrier) {
   wake_all(waiting);
 }
 
-// ---- Arriving ---------------------------------------------------------------------------------------
+// ---- Arriving -----------------------------------------------------------------------------------
 
 struct Request {
   uint32_t id;
@@ -182,7 +182,7 @@ Flow run_barrier(Execution& x, Instruction const& in, Lanes lanes) {
   return detail.action == Action::kArrive ? Flow::kNext : x.sleep("a barrier", request.id);
 }
 
-// ---- bar.warp.sync ------------------------------------------------------------------------------------
+// ---- bar.warp.sync ------------------------------------------------------------------------------
 
 // Lanes that wait here are found by this pointer; which ones belong together, by their mask.
 constexpr char const* kWarpBarrier = "bar.warp.sync";
@@ -247,7 +247,7 @@ void warp_threads_exited(Warp& warp) {
   }
 }
 
-// ---- Binding ----------------------------------------------------------------------------------------
+// ---- Binding ------------------------------------------------------------------------------------
 
 void bind_operands(Instruction const& in, Modifiers const& modifiers, BarrierDetail& detail) {
   bool const reduces = detail.action == Action::kReduce;

@@ -39,7 +39,7 @@ Range range_of(Execution const& x, Instruction const& in, int lane) {
   return range;
 }
 
-// ---- Global to shared -------------------------------------------------------------------------------------
+// ---- Global to shared ---------------------------------------------------------------------------
 
 void load_lane(Execution const& x, Instruction const& in, int lane) {
   auto const& detail = in.as<BulkDetail>();
@@ -70,7 +70,7 @@ void load_lane(Execution const& x, Instruction const& in, int lane) {
   }
 }
 
-// ---- Shared to shared, of another block -------------------------------------------------------------------
+// ---- Shared to shared, of another block ---------------------------------------------------------
 
 void send_lane(Execution const& x, Instruction const& in, int lane) {
   auto const& detail = in.as<BulkDetail>();
@@ -104,7 +104,7 @@ void send_lane(Execution const& x, Instruction const& in, int lane) {
                   });
 }
 
-// ---- Shared to global -------------------------------------------------------------------------------------
+// ---- Shared to global ---------------------------------------------------------------------------
 
 void store_lane(Execution const& x, Instruction const& in, int lane) {
   auto const& detail = in.as<BulkDetail>();
@@ -139,7 +139,7 @@ Flow for_lanes(Execution& x, Instruction const& in, Lanes lanes) {
   return Flow::kNext;
 }
 
-// ---- Prefetch, groups -------------------------------------------------------------------------------------
+// ---- Prefetch, groups ---------------------------------------------------------------------------
 
 // Brings nothing and counts as no traffic, but must stay inside its buffer.
 Flow run_prefetch(Execution& x, Instruction const& in, Lanes lanes) {
@@ -172,7 +172,7 @@ Flow run_wait_group(Execution& x, Instruction const& in, Lanes lanes) {
   return Flow::kNext;
 }
 
-// ---- Binding ------------------------------------------------------------------------------------------
+// ---- Binding ------------------------------------------------------------------------------------
 
 void expect_operands(Instruction const& in, Modifiers const& modifiers, size_t count) {
   if (in.operands.size() != count) {

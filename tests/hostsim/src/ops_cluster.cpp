@@ -5,7 +5,7 @@
 namespace hostsim {
 namespace {
 
-// ---- barrier.cluster ----------------------------------------------------------------------------------
+// ---- barrier.cluster ----------------------------------------------------------------------------
 
 struct ClusterBarrierDetail : Detail {
   bool releases = true;
@@ -107,7 +107,7 @@ void bind_cluster_barrier(Instruction& in) {
   in.detail = std::move(detail);
 }
 
-// ---- mapa, getctarank ---------------------------------------------------------------------------------
+// ---- mapa, getctarank ---------------------------------------------------------------------------
 
 Block& block_of_rank(Block const& home, uint32_t rank) {
   auto const& blocks = home.cluster->blocks;

@@ -40,7 +40,7 @@ Row const& operand_after_memory(Execution const& x, Instruction const& in) {
   return x.in(in.operands[size_t(in.as<MbarrierDetail>().memory) + 1]);
 }
 
-// ---- init, inval ----------------------------------------------------------------------------------------
+// ---- init, inval --------------------------------------------------------------------------------
 
 Flow run_init(Execution& x, Instruction const& in, Lanes lanes) {
   Row const& counts = x.in(in.operands[1]);
@@ -58,7 +58,7 @@ Flow run_inval(Execution& x, Instruction const& in, Lanes lanes) {
   return Flow::kNext;
 }
 
-// ---- Transactions and arrivals ----------------------------------------------------------------------------
+// ---- Transactions and arrivals ------------------------------------------------------------------
 
 Flow run_expect_tx(Execution& x, Instruction const& in, Lanes lanes) {
   constexpr char const* kName = "mbarrier.expect_tx";
@@ -155,7 +155,7 @@ Flow run_copies_arrive(Execution& x, Instruction const& in, Lanes lanes) {
   return Flow::kNext;
 }
 
-// ---- Waiting ------------------------------------------------------------------------------------------
+// ---- Waiting ------------------------------------------------------------------------------------
 
 bool phase_is_complete(MBarrier const& barrier, MbarrierDetail const& detail, uint64_t wanted) {
   if (detail.by_parity) {
@@ -220,7 +220,7 @@ Flow run_wait(Execution& x, Instruction const& in, Lanes lanes) {
   return complete == lanes ? Flow::kNext : x.yield();
 }
 
-// ---- Binding ------------------------------------------------------------------------------------------
+// ---- Binding ------------------------------------------------------------------------------------
 
 // "mbarrier" and the operation are taken; takes .sem, .scope, .space and .b64.
 void bind_common(Instruction& in, Modifiers& modifiers, std::unique_ptr<MbarrierDetail> detail) {

@@ -1,5 +1,5 @@
-// st.async and red.async: stores and reductions into the shared memory of another block that complete
-// bytes of an mbarrier there.
+// st.async and red.async: stores and reductions into the shared memory of another block, which
+// complete bytes of an mbarrier there.
 
 #include <array>
 #include <cstring>

@@ -28,7 +28,7 @@ struct TensorDetail : Detail {
   ReductionKind reduction = ReductionKind::kAdd;
 };
 
-// ---- What all tensor copies begin with --------------------------------------------------------------------
+// ---- What all tensor copies begin with ----------------------------------------------------------
 
 // The map of the operand [map, {coordinates}].
 TensorMap map_of(Execution const& x, Instruction const& in, Operand const& tensor, int lane) {
@@ -73,7 +73,7 @@ std::shared_ptr<Tile const> check_tile(TensorMap const& map, TensorCoordinates c
 
 char* host_pointer(BoxPiece const& piece) { return reinterpret_cast<char*>(piece.global); }
 
-// ---- Global to shared -------------------------------------------------------------------------------------
+// ---- Global to shared ---------------------------------------------------------------------------
 
 // What elements outside the tensor become, 16 bytes of it.
 std::array<char, 16> fill_pattern(TensorMap const& map) {
@@ -149,7 +149,7 @@ void load_lane(Execution const& x, Instruction const& in, int lane) {
   }
 }
 
-// ---- Shared to global -------------------------------------------------------------------------------------
+// ---- Shared to global ---------------------------------------------------------------------------
 
 void store_lane(Execution const& x, Instruction const& in, int lane) {
   auto const& detail = in.as<TensorDetail>();
@@ -230,7 +230,7 @@ Flow store_once(Execution& x, Instruction const& in, Lanes lanes) {
   return Flow::kNext;
 }
 
-// ---- Binding ------------------------------------------------------------------------------------------
+// ---- Binding ------------------------------------------------------------------------------------
 
 void take_rank(Instruction const& in, Modifiers& modifiers, TensorDetail& detail,
                size_t tensor_operand) {

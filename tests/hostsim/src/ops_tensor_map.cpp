@@ -10,7 +10,7 @@
 namespace hostsim {
 namespace {
 
-// ---- prefetch.tensormap, fence.proxy.tensormap ----------------------------------------------------------
+// ---- prefetch.tensormap, fence.proxy.tensormap --------------------------------------------------
 
 Flow prefetch_map(Execution& x, Instruction const& in, Lanes lanes) {
   for_each_lane(lanes, [&](int lane) {
@@ -55,7 +55,7 @@ void bind_fence(Instruction& in) {
   in.run = acquires ? acquire_map : no_effect;
 }
 
-// ---- tensormap.replace ----------------------------------------------------------------------------------
+// ---- tensormap.replace --------------------------------------------------------------------------
 
 enum class Field {
   kAddress,
@@ -164,7 +164,7 @@ void bind_replace(Instruction& in) {
   in.detail = std::move(detail);
 }
 
-// ---- tensormap.cp_fenceproxy ----------------------------------------------------------------------------
+// ---- tensormap.cp_fenceproxy --------------------------------------------------------------------
 
 // A warp copies one map from shared to global memory, as a release.
 Flow run_copy(Execution& x, Instruction const& in, Lanes lanes) {

@@ -20,7 +20,7 @@ void reduce(char* memory, char const* source, size_t bytes) {
   }
 }
 
-// ---- Integers -------------------------------------------------------------------------------------------
+// ---- Integers -----------------------------------------------------------------------------------
 
 template <class T>
 T add(T a, T b) {
@@ -50,7 +50,7 @@ T exclusive(T a, T b) {
 uint32_t increment(uint32_t a, uint32_t b) { return a >= b ? 0 : a + 1; }
 uint32_t decrement(uint32_t a, uint32_t b) { return a == 0 || a > b ? b : a - 1; }
 
-// ---- Floating point -------------------------------------------------------------------------------------
+// ---- Floating point -----------------------------------------------------------------------------
 
 float flush(float x) { return std::fpclassify(x) == FP_SUBNORMAL ? std::copysign(0.0f, x) : x; }
 // cp.reduce.async.bulk.add.f32 "flushes subnormal inputs and results to sign-preserving zero".
@@ -74,7 +74,7 @@ uint16_t choose_half(uint16_t a, uint16_t b) {
   return a_is_less == wants_larger ? b : a;
 }
 
-// ---- Choosing -------------------------------------------------------------------------------------------
+// ---- Choosing -----------------------------------------------------------------------------------
 
 Reduction find_add(Type type) {
   switch (type) {

@@ -77,7 +77,7 @@ std::string find_error(TensorMap const& map) {
   return "";
 }
 
-// ---- The driver's function ----------------------------------------------------------------------------
+// ---- The driver's function ----------------------------------------------------------------------
 
 namespace {
 

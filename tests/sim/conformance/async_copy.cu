@@ -1,7 +1,7 @@
 // cp.async, cp.async.bulk, cp.reduce.async.bulk, st.async, red.async.
 #include "async_ptx.cuh"
 
-// ---- cp.async ---------------------------------------------------------------------------------------
+// ---- cp.async -----------------------------------------------------------------------------------
 
 // Each lane copies 4, 8, 16 and once more 16 bytes.
 MICRO_KERNEL(sizes) {
@@ -137,7 +137,7 @@ MICRO_KERNEL(each_copy_arrives) {
   }
 }
 
-// ---- Bulk copies --------------------------------------------------------------------------------------
+// ---- Bulk copies --------------------------------------------------------------------------------
 
 // In with an mbarrier, changed, out with a group; two buffers in turn, and three sizes of copies.
 MICRO_KERNEL(bulk_round_trip) {
@@ -281,7 +281,7 @@ MICRO_KERNEL(send_to_neighbour) {
   cluster_sync();
 }
 
-// ---- Reductions in global memory ------------------------------------------------------------------------
+// ---- Reductions in global memory ----------------------------------------------------------------
 
 // Two blocks reduce the same 128 bytes; the kernel's name says how.
 template <class Reduce>
@@ -335,7 +335,7 @@ REDUCTION(and_b64, "and.b64")
 REDUCTION(or_b64, "or.b64")
 REDUCTION(xor_b64, "xor.b64")
 
-// ---- Asynchronous stores to another block -----------------------------------------------------------------
+// ---- Asynchronous stores to another block -------------------------------------------------------
 
 MICRO_KERNEL(store_async) {
   __shared__ alignas(16) int values[32 * 8];

@@ -1,7 +1,7 @@
 // bar, barrier, bar.warp.sync, barrier.cluster, mapa.
 #include "async_ptx.cuh"
 
-// ---- Barriers of a block --------------------------------------------------------------------------
+// ---- Barriers of a block ------------------------------------------------------------------------
 
 MICRO_KERNEL(sync) {
   __shared__ int values[128];
@@ -132,7 +132,7 @@ MICRO_KERNEL(ragged_block) {
   args.output<int>(0)[threadIdx.x] = sum;
 }
 
-// ---- Barriers of a warp -----------------------------------------------------------------------------
+// ---- Barriers of a warp -------------------------------------------------------------------------
 
 // Lanes meet at different places of the program.
 MICRO_KERNEL(warp_sync_apart) {
@@ -181,7 +181,7 @@ MICRO_KERNEL(warp_sync_after_exits) {
   args.output<int>(0)[me] = values[19 - me];
 }
 
-// ---- Clusters -----------------------------------------------------------------------------------------
+// ---- Clusters -----------------------------------------------------------------------------------
 
 // Every block writes into the next one's shared memory, round by round.
 MICRO_KERNEL(ring) {

@@ -1,7 +1,7 @@
 // Kernels with an error each in their barriers or asynchronous copies, that the emulator must find.
 #include "async_ptx.cuh"
 
-// ---- Barriers ---------------------------------------------------------------------------------------
+// ---- Barriers -----------------------------------------------------------------------------------
 
 MICRO_KERNEL(no_barrier) {
   __shared__ int values[64];
@@ -55,7 +55,7 @@ MICRO_KERNEL(not_in_its_mask) {
   args.output<int>(0)[threadIdx.x] = 1;
 }
 
-// ---- Clusters -----------------------------------------------------------------------------------------
+// ---- Clusters -----------------------------------------------------------------------------------
 
 MICRO_KERNEL(waits_without_arriving) {
   asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
@@ -102,7 +102,7 @@ MICRO_KERNEL(unordered_remote_write) {
   cluster_sync();
 }
 
-// ---- mbarriers ----------------------------------------------------------------------------------------
+// ---- mbarriers ----------------------------------------------------------------------------------
 
 MICRO_KERNEL(not_initialized) {
   __shared__ uint64_t barrier;
@@ -195,7 +195,7 @@ MICRO_KERNEL(too_many_bytes) {
   args.output<int>(0)[threadIdx.x] = 1;
 }
 
-// ---- cp.async -----------------------------------------------------------------------------------------
+// ---- cp.async -----------------------------------------------------------------------------------
 
 __device__ void copy_16(int* to, int const* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to_shared(to)), "l"(from)
@@ -241,7 +241,7 @@ MICRO_KERNEL(copy_past_the_end) {
   args.output<int>(0)[threadIdx.x] = 1;
 }
 
-// ---- Bulk copies --------------------------------------------------------------------------------------
+// ---- Bulk copies --------------------------------------------------------------------------------
 
 struct BulkLoad {
   int bytes;
@@ -398,7 +398,7 @@ MICRO_KERNEL(multicast_to_nobody) {
   args.output<int>(0)[threadIdx.x] = 1;
 }
 
-// ---- Tensor copies --------------------------------------------------------------------------------------
+// ---- Tensor copies ------------------------------------------------------------------------------
 
 MICRO_KERNEL(no_tensor_map) {
   __shared__ alignas(128) int values[32];

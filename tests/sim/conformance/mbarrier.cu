@@ -28,8 +28,8 @@ MICRO_KERNEL(arrive_and_wait) {
   args.output<int>(0)[me] = value;
 }
 
-// A ring of two slots: one warp fills them, another empties them. The consumer polls, the producer's
-// wait has a time limit.
+// A ring of two slots: one warp fills them, another empties them. The consumer polls, and the
+// wait of the producer has a time limit.
 MICRO_KERNEL(ring_of_slots) {
   __shared__ uint64_t full[2], empty[2];
   __shared__ int slots[2][32];

@@ -1,8 +1,8 @@
 // cp.async.bulk.tensor, cp.reduce.async.bulk.tensor: boxes of tensors of one to five dimensions.
 //
-// The tensor map is made on the host from args.n, which TensorCase.n of test_conformance_tensor_copy.py
-// packs: n[0] has the types and modes, n[1..5] the dimensions; n[6] is where the box lies in shared
-// memory, n[7] an operation. The coordinates are args.in[1].
+// The tensor map is made on the host from args.n, which TensorCase.n in the Python test packs: n[0]
+// has the types and modes, n[1..5] the dimensions; n[6] is where the box lies in shared memory,
+// n[7] an operation. The coordinates are args.in[1].
 #include <cuda.h>
 
 #include "async_ptx.cuh"
@@ -17,7 +17,7 @@ __host__ __device__ int bits(int word, int first, int count) {
   return word >> first & ((1 << count) - 1);
 }
 
-// ---- The packed description of a tensor and its box -----------------------------------------------
+// ---- The packed description of a tensor and its box ---------------------------------------------
 
 struct TensorCase {
   int const* n;
@@ -72,7 +72,7 @@ CUresult encode(CUtensorMap& map, TensorCase const& tensor, void const* data) {
                            CU_TENSOR_MAP_L2_PROMOTION_NONE, CUtensorMapFloatOOBfill(tensor.fill()));
 }
 
-// ---- The instructions, by rank ----------------------------------------------------------------------
+// ---- The instructions, by rank ------------------------------------------------------------------
 
 struct Coordinates {
   int c[kMaxRank];
@@ -86,54 +86,54 @@ __device__ Coordinates coordinates(Args const& args, int rank) {
   return result;
 }
 
-// A statement that names the coordinates from operand %2 on, after %0 and %1.
-#define BY_RANK(rank, prefix, suffix, tensor_map, operand, third, c)                              \
-  if constexpr (rank == 1) {                                                                      \
-    asm volatile(prefix(1d, "{%3}", suffix)::"l"(tensor_map), "r"(operand), "r"(third), "r"(c[0]) \
-                 : "memory");                                                                     \
-  } else if constexpr (rank == 2) {                                                               \
-    asm volatile(prefix(2d, "{%3, %4}", suffix)::"l"(tensor_map), "r"(operand), "r"(third),       \
-                 "r"(c[0]), "r"(c[1])                                                             \
-                 : "memory");                                                                     \
-  } else if constexpr (rank == 3) {                                                               \
-    asm volatile(prefix(3d, "{%3, %4, %5}", suffix)::"l"(tensor_map), "r"(operand), "r"(third),   \
-                 "r"(c[0]), "r"(c[1]), "r"(c[2])                                                  \
-                 : "memory");                                                                     \
-  } else if constexpr (rank == 4) {                                                               \
-    asm volatile(prefix(4d, "{%3, %4, %5, %6}", suffix)::"l"(tensor_map), "r"(operand),           \
-                 "r"(third), "r"(c[0]), "r"(c[1]), "r"(c[2]), "r"(c[3])                           \
-                 : "memory");                                                                     \
-  } else {                                                                                        \
-    asm volatile(prefix(5d, "{%3, %4, %5, %6, %7}", suffix)::"l"(tensor_map), "r"(operand),       \
-                 "r"(third), "r"(c[0]), "r"(c[1]), "r"(c[2]), "r"(c[3]), "r"(c[4])                \
-                 : "memory");                                                                     \
+// An instruction of a tensor map, %0, two registers, %1 and %2, and the coordinates, from %3 on.
+#define BY_RANK(rank, instruction, tensor_map, first, second, c)                                   \
+  if constexpr (rank == 1) {                                                                       \
+    asm volatile(instruction(1d, "{%3}")::"l"(tensor_map), "r"(first), "r"(second), "r"(c[0])      \
+                 : "memory");                                                                      \
+  } else if constexpr (rank == 2) {                                                                \
+    asm volatile(instruction(2d, "{%3, %4}")::"l"(tensor_map), "r"(first), "r"(second), "r"(c[0]), \
+                 "r"(c[1])                                                                         \
+                 : "memory");                                                                      \
+  } else if constexpr (rank == 3) {                                                                \
+    asm volatile(instruction(3d, "{%3, %4, %5}")::"l"(tensor_map), "r"(first), "r"(second),        \
+                 "r"(c[0]), "r"(c[1]), "r"(c[2])                                                   \
+                 : "memory");                                                                      \
+  } else if constexpr (rank == 4) {                                                                \
+    asm volatile(instruction(4d, "{%3, %4, %5, %6}")::"l"(tensor_map), "r"(first), "r"(second),    \
+                 "r"(c[0]), "r"(c[1]), "r"(c[2]), "r"(c[3])                                        \
+                 : "memory");                                                                      \
+  } else {                                                                                         \
+    asm volatile(instruction(5d, "{%3, %4, %5, %6, %7}")::"l"(tensor_map), "r"(first),             \
+                 "r"(second), "r"(c[0]), "r"(c[1]), "r"(c[2]), "r"(c[3]), "r"(c[4])                \
+                 : "memory");                                                                      \
   }
 
-#define LOAD(dim, coordinates, suffix) \
-  "cp.async.bulk.tensor." #dim         \
+#define LOAD(dim, coordinates) \
+  "cp.async.bulk.tensor." #dim \
   ".shared::cluster.global.tile.mbarrier::complete_tx::bytes [%1], [%0, " coordinates "], [%2];"
-#define STORE(dim, coordinates, suffix) \
+#define STORE(dim, coordinates) \
   "cp.async.bulk.tensor." #dim ".global.shared::cta.bulk_group [%0, " coordinates "], [%1]; // %2"
-#define PREFETCH(dim, coordinates, suffix) \
+#define PREFETCH(dim, coordinates) \
   "cp.async.bulk.prefetch.tensor." #dim ".L2.global [%0, " coordinates "]; // %1 %2"
 
 template <int kRank>
 __device__ void tensor_load(CUtensorMap const& map, char* to, Coordinates const& at,
                             uint64_t& barrier) {
-  BY_RANK(kRank, LOAD, "", &map, to_shared(to), to_shared(&barrier), at.c)
+  BY_RANK(kRank, LOAD, &map, to_shared(to), to_shared(&barrier), at.c)
 }
 
 template <int kRank>
 __device__ void tensor_store(CUtensorMap const& map, char const* from, Coordinates const& at) {
-  BY_RANK(kRank, STORE, "", &map, to_shared(from), 0, at.c)
+  BY_RANK(kRank, STORE, &map, to_shared(from), 0, at.c)
 }
 
 template <int kRank>
 __device__ void tensor_prefetch(CUtensorMap const& map, Coordinates const& at) {
-  BY_RANK(kRank, PREFETCH, "", &map, 0, 0, at.c)
+  BY_RANK(kRank, PREFETCH, &map, 0, 0, at.c)
 }
 
-// ---- Kernels ------------------------------------------------------------------------------------------
+// ---- Kernels ------------------------------------------------------------------------------------
 
 // Loads the box, and writes the shared memory as it then is, byte by byte.
 template <int kRank>

@@ -236,11 +236,6 @@ BUGS = (
         finds="deadlock",
     ),
     _tensor(
-        "no barrier between mbarrier.init and its use by others",
-        "__syncthreads();  // the mbarrier exists",
-        finds="race",
-    ),
-    _tensor(
         "no proxy fence before the store",
         "  fence_proxy_async();\n",
         finds="proxy",
