@@ -2,7 +2,7 @@
 // cp.async, and those of bulk copies out of shared memory.
 //
 // For race detection a copy has the epoch that its group will have at the commit, so that one
-// number covers the whole group. The reads of bulk copies, which end earlier, have the epoch before it.
+// number covers the whole group. The reads of bulk copies, which end earlier, have the one before.
 #pragma once
 
 #include "machine.h"
