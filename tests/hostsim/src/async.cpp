@@ -35,11 +35,12 @@ void complete(AsyncRef const& op) {
 bool complete_any_pending() {
   bool const random = machine().settings.async_timing == AsyncTiming::kRandom;
   while (!g_pending.empty()) {
+    // Late operations run latest first: what one of them completes shows nothing of those before.
     if (random) {
-      std::swap(g_pending.front(), g_pending[machine().random() % g_pending.size()]);
+      std::swap(g_pending.back(), g_pending[machine().random() % g_pending.size()]);
     }
-    AsyncRef const op = std::move(g_pending.front());
-    g_pending.pop_front();
+    AsyncRef const op = std::move(g_pending.back());
+    g_pending.pop_back();
     if (!op->done()) {
       complete(op);
       return true;

@@ -18,14 +18,19 @@ struct Agent {
   static constexpr uint32_t kNone = ~0u;
 
   static uint32_t of_warpgroup(int block, int warpgroup) { return make(block, warpgroup); }
-  static uint32_t of_thread(int block, int thread) { return make(block, 8 + 2 * thread); }
-  static uint32_t of_copies(int block, int thread) { return make(block, 9 + 2 * thread); }
+  static uint32_t of_thread(int block, int thread) { return make(block, 8 + 3 * thread); }
+  // A thread's copies that it waits for by group, and those that an mbarrier announces, are two
+  // agents: who has seen one of the latter complete knows nothing of the former.
+  static uint32_t of_copies(int block, int thread) { return make(block, 9 + 3 * thread); }
+  static uint32_t of_loads(int block, int thread) { return make(block, 10 + 3 * thread); }
 
   static int block(uint32_t agent) { return int(agent >> 12); }
   static int index(uint32_t agent) { return int(agent & 4095); }
   static bool is_warpgroup(uint32_t agent) { return index(agent) < 8; }
-  static bool is_copies(uint32_t agent) { return index(agent) >= 8 && index(agent) % 2 == 1; }
-  static int thread(uint32_t agent) { return (index(agent) - 8) / 2; }  // unless a warpgroup
+  static bool is_async(uint32_t agent) {
+    return !is_warpgroup(agent) && (index(agent) - 8) % 3 != 0;
+  }
+  static int thread(uint32_t agent) { return (index(agent) - 8) / 3; }  // unless a warpgroup
 
  private:
   static uint32_t make(int block, int index) { return uint32_t(block) << 12 | uint32_t(index); }

@@ -166,6 +166,11 @@ Actor async_actor(Thread& thread, uint32_t epoch, bool async_proxy) {
           async_proxy};
 }
 
+Actor load_actor(Thread& thread, uint32_t epoch, bool async_proxy) {
+  return {&thread, AccessKind::kAsync, Agent::of_loads(thread.block().index, thread.index), epoch,
+          async_proxy};
+}
+
 Actor warpgroup_actor(Thread& thread, uint32_t epoch) {
   int const warpgroup = thread.index / (4 * kWarpSize);
   return {&thread, AccessKind::kWarpgroup, Agent::of_warpgroup(thread.block().index, warpgroup),

@@ -52,8 +52,10 @@ struct Actor {
 
 Actor plain_actor(Thread& thread);
 Actor atomic_actor(Thread& thread);
-// The thread's asynchronous copies; `epoch` is ThreadClock::async_issued at the operation.
+// The thread's asynchronous copies, those that it waits for by group and those that complete on an
+// mbarrier; `epoch` is ThreadClock::async_issued at the operation.
 Actor async_actor(Thread& thread, uint32_t epoch, bool async_proxy);
+Actor load_actor(Thread& thread, uint32_t epoch, bool async_proxy);
 Actor warpgroup_actor(Thread& thread, uint32_t epoch);
 
 enum class Access : uint8_t { kRead, kWrite, kReadWrite };

@@ -56,7 +56,7 @@ void load_lane(Execution const& x, Instruction const& in, int lane) {
     return;
   }
   uint32_t const epoch = ++thread.clock.async_issued;
-  Actor const actor = async_actor(thread, epoch, true);
+  Actor const actor = load_actor(thread, epoch, true);
   char const* const from = touch(actor, range.source, range.bytes, Access::kRead, detail.name);
   for (Block* const block : destinations) {
     uint32_t const there =
@@ -88,7 +88,7 @@ void send_lane(Execution const& x, Instruction const& in, int lane) {
   uint32_t const epoch = ++thread.clock.async_issued;
   uint32_t const mbarrier_offset =
       check_copy_mbarrier(thread, epoch, destination, uint32_t(x.address(in.operands[3], lane)));
-  Actor const actor = async_actor(thread, epoch, true);
+  Actor const actor = load_actor(thread, epoch, true);
   char const* const from =
       touch_shared(actor, uint32_t(range.source), range.bytes, Access::kRead, detail.name, false);
   bool const reduces = detail.reduction != nullptr;
@@ -281,14 +281,14 @@ uint32_t check_copy_mbarrier(Thread& thread, uint32_t epoch, Block const& destin
           destination.index, mbarrier);
   }
   // PTX: the copy "accesses its mbarrier operand using generic-proxy".
-  find_mbarrier(as_atomic(async_actor(thread, epoch, false)), mbarrier, "bulk copy");
+  find_mbarrier(as_atomic(load_actor(thread, epoch, false)), mbarrier, "bulk copy");
   return shared_offset(mbarrier);
 }
 
 void issue_bulk_load(Thread& thread, uint32_t epoch, Block& destination, uint32_t mbarrier_offset,
                      int64_t bytes, std::function<void()> copy) {
   SyncClock released;
-  released.add(Agent::of_copies(thread.block().index, thread.index), epoch);
+  released.add(Agent::of_loads(thread.block().index, thread.index), epoch);
   issue([=, &destination, copy = std::move(copy)] {
     copy();
     complete_bytes_later(destination, mbarrier_offset, bytes, released);

@@ -42,7 +42,7 @@ void store_lane(Execution const& x, Instruction const& in, int lane) {
       check_copy_mbarrier(thread, epoch, destination, uint32_t(x.address(in.operands[2], lane)));
   bool const reduces = detail.reduction != nullptr;
   // Unlike bulk copies these belong to the generic proxy.
-  Actor const actor = async_actor(thread, epoch, false);
+  Actor const actor = load_actor(thread, epoch, false);
   char* const to = touch_shared(reduces ? as_atomic(actor) : actor, address, bytes,
                                 reduces ? Access::kReadWrite : Access::kWrite, detail.name);
   issue_bulk_load(thread, epoch, destination, mbarrier_offset, int64_t(bytes),

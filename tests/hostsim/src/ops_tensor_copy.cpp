@@ -134,7 +134,7 @@ void load_lane(Execution const& x, Instruction const& in, int lane) {
   auto const destination = uint32_t(x.address(in.operands[0], lane));
   auto const mbarrier = uint32_t(x.address(in.operands[2], lane));
   check_shared_alignment(destination, detail.name);
-  Actor const actor = async_actor(thread, ++thread.clock.async_issued, true);
+  Actor const actor = load_actor(thread, ++thread.clock.async_issued, true);
   auto const tile =
       check_tile(map, coordinates_of(x, tensor, lane), actor, Access::kRead, detail.name);
   if (!detail.multicast) {

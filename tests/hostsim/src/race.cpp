@@ -34,7 +34,10 @@ bool is_ordered(Stamp const& then, Actor const& now) {
   if (then.grid != thread.grid().serial) {
     return saw_grid(thread, then.grid);
   }
-  return then.agent == now.agent || then.epoch <= seen_epoch(thread, then.agent);
+  // Copies of one thread are not ordered with each other, but for those of one group.
+  bool const same =
+      then.agent == now.agent && (!Agent::is_async(now.agent) || then.epoch == now.epoch);
+  return same || then.epoch <= seen_epoch(thread, then.agent);
 }
 
 bool both_atomic(Stamp const& then, Actor const& now) {
@@ -57,7 +60,7 @@ std::string agent_name(Stamp const& stamp) {
     return "a wgmma of warpgroup " + std::to_string(Agent::index(stamp.agent)) + block;
   }
   std::string const thread = "thread " + std::to_string(Agent::thread(stamp.agent)) + block;
-  return Agent::is_copies(stamp.agent) ? "an asynchronous copy issued by " + thread : thread;
+  return Agent::is_async(stamp.agent) ? "an asynchronous copy issued by " + thread : thread;
 }
 
 void report_race(char const* access, char const* place, size_t offset, char const* what,

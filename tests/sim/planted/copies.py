@@ -236,6 +236,21 @@ BUGS = (
         finds="deadlock",
     ),
     _tensor(
+        "result overwritten while the store before may read it",
+        "      bulk_wait_read();\n",
+        finds="race",
+    ),
+    _tensor(
+        "only one thread knows that the store before has read the result",
+        "__syncthreads();  // the store of the tile before has read out",
+        finds="race",
+    ),
+    _tensor(
+        "no barrier between mbarrier.init and its use by others",
+        "__syncthreads();  // the mbarrier exists",
+        benign="the barrier in the loop comes before the others' first use",
+    ),
+    _tensor(
         "no proxy fence before the store",
         "  fence_proxy_async();\n",
         finds="proxy",
