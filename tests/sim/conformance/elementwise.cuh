@@ -20,7 +20,9 @@ using F64 = double;
 #define REGISTER_F32 "f"
 #define REGISTER_F64 "d"
 
-#define FOR_EACH_ELEMENT(i) for (int i = int(threadIdx.x); i < args.n[0]; i += int(blockDim.x))
+// Not unrolled, because there are hundreds of these loops to compile.
+#define FOR_EACH_ELEMENT(i) \
+  _Pragma("unroll 1") for (int i = int(threadIdx.x); i < args.n[0]; i += int(blockDim.x))
 
 #define UNARY_ASM(name, D, assembly, A)                               \
   MICRO_KERNEL(name) {                                                \
