@@ -54,6 +54,13 @@ def test_float_add(conformance: Conformance) -> None:
     assert (bfloat16[0], half[0]) == (0x43404340, 0x5A005A00)
 
 
+def test_subnormal_add(conformance: Conformance) -> None:
+    (got,) = conformance.run(
+        "atomic.cu", "subnormal_add", outputs=[np.zeros(3, np.float32)], n=[7], block=BLOCK
+    )
+    np.testing.assert_array_equal(got.view(np.int32), [0, 7 * BLOCK, 7 * BLOCK])
+
+
 def test_tickets(conformance: Conformance) -> None:
     counter, tickets, shared = conformance.run(
         "atomic.cu", "tickets",

@@ -38,6 +38,7 @@ FAULTS = [
     fault("write_before_the_start", "memory", "offset -4 of 'out0' (128 bytes)"),
     fault("wild_pointer", "memory", "0x3039000, which is no memory", n=[12345]),
     fault("write_to_input", "memory", "offset 0 of 'in0', which is read-only", inputs=[INPUT]),
+    fault("non_coherent_read_of_written", "memory", "'out0', which the kernel writes", race=True),
     fault("read_of_unwritten_output", "uninit", "of 'out0', which nothing has written"),
     fault("read_of_unwritten_shared", "uninit", "offset 124 of"),
     fault("past_shared_variable", "memory", "(128 bytes)", n=[1]),

@@ -304,4 +304,18 @@ char* touch(Actor const& actor, uint64_t address, size_t size, Access access, ch
   return bytes;
 }
 
+void check_non_coherent(Thread const& thread, uint64_t address, size_t size, char const* what) {
+  Buffer const* const buffer = find_buffer(address);
+  if (buffer == nullptr || buffer->shadow == nullptr) {
+    return;
+  }
+  size_t const offset = size_t(address - reinterpret_cast<uint64_t>(buffer->data));
+  if (was_written_by(*buffer->shadow, thread.grid().serial, offset, size)) {
+    report("memory",
+           "%s: a non-coherent read of %zu bytes at offset %zu of '%s', which the kernel "
+           "writes",
+           what, size, offset, buffer->name.c_str());
+  }
+}
+
 }  // namespace hostsim

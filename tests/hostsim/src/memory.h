@@ -74,6 +74,10 @@ char* touch(Actor const& actor, uint64_t address, size_t size, Access access, ch
 // starts there: touch_*() marks bytes as initialised at once, which is right at issue too, since
 // whoever reads them before the wait is reported as a race.
 
+// Reports a read through the non-coherent cache of bytes that the same launch has written. Known only
+// with race detection.
+void check_non_coherent(Thread const& thread, uint64_t address, size_t size, char const* what);
+
 // ---- Buffers ----------------------------------------------------------------------------------------
 
 struct Shadow;  // last writer and readers of every byte, see race.cpp

@@ -21,6 +21,7 @@ struct Atomic : Detail {
   MemoryOrder order = MemoryOrder::kRelaxed;
   FenceScope scope = kWideScope;
   Update update = nullptr;
+  Update update_shared = nullptr;  // the same, but for the one operation that differs there
   int bytes = 4;
   int count = 1;             // elements per lane, each atomic on its own
   bool returns_old = false;  // atom, not red
@@ -54,6 +55,13 @@ uint64_t bits_of(T value) {
 template <class T>
 uint64_t add(uint64_t old, uint64_t b, uint64_t) {
   return bits_of<T>(T(as<T>(old) + as<T>(b)));
+}
+// PTX: float32 addition in global memory flushes subnormal operands and results, in shared memory not.
+uint64_t add_flushing(uint64_t old, uint64_t b, uint64_t) {
+  auto const flushed = [](float x) {
+    return std::fpclassify(x) == FP_SUBNORMAL ? std::copysign(0.0f, x) : x;
+  };
+  return bits_of_float(flushed(flushed(as_float(old)) + flushed(as_float(b))));
 }
 template <class T>
 uint64_t min(uint64_t old, uint64_t b, uint64_t) {
@@ -116,7 +124,7 @@ Update add_update(Type type) {
     case Type::kS32: return add<int32_t>;
     case Type::kU64: return add<uint64_t>;
     case Type::kS64: return add<int64_t>;
-    case Type::kF32: return add<float>;
+    case Type::kF32: return add_flushing;
     case Type::kF64: return add<double>;
     default: return float16_update<Choice::kAdd>(type);
   }
@@ -196,13 +204,15 @@ void update_memory(Atomic const& op, Execution& x, Instruction const& in, int la
                           ? touch_shared(actor, uint32_t(address), size, Access::kReadWrite,
                                          op.name.c_str(), op.space == Space::kSharedCluster)
                           : touch(actor, address, size, Access::kReadWrite, op.name.c_str());
+  bool const in_shared = is_shared(op.space) || to_shared(address) != 0;
+  Update const update = in_shared ? op.update_shared : op.update;
   bool const swaps = in.operands.size() > first + 2;
   for (int i = 0; i < op.count; ++i) {
     uint64_t const b = x.in(element(in.operands[first + 1], i))[lane];
     uint64_t const c = swaps ? x.in(element(in.operands[first + 2], i))[lane] : 0;
     uint64_t old = 0;
     std::memcpy(&old, place + i * op.bytes, size_t(op.bytes));
-    uint64_t const updated = op.update(old, b, c);
+    uint64_t const updated = update(old, b, c);
     std::memcpy(place + i * op.bytes, &updated, size_t(op.bytes));
     if (op.returns_old) {
       x.out(element(in.operands[0], i))[lane] = old;
@@ -259,6 +269,7 @@ void bind_atomic(Instruction& in) {
   if (op->update == nullptr) {
     modifiers.unsupported("operation on this type");
   }
+  op->update_shared = op->update == add_flushing ? add<float> : op->update;
   if (has_policy) {
     in.operands.pop_back();
   }

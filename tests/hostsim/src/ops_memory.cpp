@@ -68,6 +68,10 @@ Flow load(Execution& x, Instruction const& in, Lanes lanes) {
   Operand const& memory = in.operands[1];
   for_each_lane(lanes, [&](int lane) {
     char const* const from = checked(op, x, memory, lane, Access::kRead);
+    if (op.non_coherent) {
+      check_non_coherent(x.thread(lane), x.address(memory, lane),
+                         size_t(op.count) * size_t(op.bytes), op.name.c_str());
+    }
     if (op.order != MemoryOrder::kWeak) {
       synchronize_read(x.thread(lane), from, op.scope, op.order);
     }

@@ -137,4 +137,14 @@ void check_races(Shadow& shadow, Actor const& actor, size_t offset, size_t size,
   }
 }
 
+bool was_written_by(Shadow& shadow, uint32_t grid, size_t offset, size_t size) {
+  for (size_t i = offset; i < offset + size; ++i) {
+    Stamp const& writer = shadow.at(i).writer;
+    if (writer.agent != Agent::kNone && writer.grid == grid) {
+      return true;
+    }
+  }
+  return false;
+}
+
 }  // namespace hostsim

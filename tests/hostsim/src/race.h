@@ -39,4 +39,7 @@ struct Shadow {
 void check_races(Shadow& shadow, Actor const& actor, size_t offset, size_t size, Access access,
                  char const* place, char const* what);
 
+// Whether a launch has written any of these bytes.
+bool was_written_by(Shadow& shadow, uint32_t grid, size_t offset, size_t size);
+
 }  // namespace hostsim

@@ -42,6 +42,24 @@ MICRO_KERNEL(float_add) {
   asm volatile("red.global.add.noftz.f16x2 [%0], %1;" ::"l"(args.output<int>(3)), "r"(0x42004200));
 }
 
+// Subnormal numbers: global memory flushes them, shared memory does not, also by a generic address.
+MICRO_KERNEL(subnormal_add) {
+  __shared__ float sums[2];
+  auto* out = args.output<float>(0);
+  if (threadIdx.x < 2) {
+    sums[threadIdx.x] = 0;
+  }
+  __syncthreads();
+  float const tiny = __int_as_float(args.n[0]);
+  asm volatile("red.global.add.f32 [%0], %1;" ::"l"(out), "f"(tiny));
+  asm volatile("red.shared.add.f32 [%0], %1;" ::"r"(shared_address(sums)), "f"(tiny));
+  asm volatile("red.add.f32 [%0], %1;" ::"l"(sums + 1), "f"(tiny));
+  __syncthreads();
+  if (threadIdx.x < 2) {
+    out[1 + threadIdx.x] = sums[threadIdx.x];
+  }
+}
+
 // Each lane gets a different ticket.
 MICRO_KERNEL(tickets) {
   int ticket, shared_ticket;

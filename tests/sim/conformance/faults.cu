@@ -13,6 +13,14 @@ MICRO_KERNEL(wild_pointer) {
 
 MICRO_KERNEL(write_to_input) { const_cast<int*>(args.input<int>(0))[threadIdx.x] = 1; }
 
+MICRO_KERNEL(non_coherent_read_of_written) {
+  auto* out = args.output<int>(0) + threadIdx.x;
+  *out = 5;
+  int value;
+  asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(value) : "l"(out) : "memory");
+  *out = value + 1;
+}
+
 MICRO_KERNEL(read_of_unwritten_output) {
   auto* out = args.output<int>(0);
   out[threadIdx.x] = out[threadIdx.x] + 1;
