@@ -51,6 +51,8 @@ FAULTS = [
     fault("race_across_blocks", "race", "a write of out0", race=True, grid=2),
     fault("fence_too_narrow", "race", "a read of out0", race=True, grid=2, block=1,
           outputs=[(1, INT), np.zeros(1, INT), (1, INT)]),
+    fault("fence_too_narrow_to_acquire", "race", "a read of out0", race=True, grid=2, block=1,
+          outputs=[(1, INT), np.zeros(1, INT), (1, INT)]),
     fault("polls_in_vain", "livelock", "32 threads run in", outputs=[np.zeros(1, INT)]),
     fault("runs_forever", "livelock", "32 threads run in"),
     fault("unknown_instruction", "ptx", "vabsdiff4", n=[1, 2, 3]),

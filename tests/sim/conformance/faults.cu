@@ -86,6 +86,22 @@ MICRO_KERNEL(fence_too_narrow) {
   args.output<int>(2)[0] = *data;
 }
 
+MICRO_KERNEL(fence_too_narrow_to_acquire) {
+  auto* data = args.output<int>(0);
+  auto* flag = args.output<int>(1);
+  if (blockIdx.x == 0) {
+    *data = 7;
+    asm volatile("st.release.gpu.global.b32 [%0], 1;" ::"l"(flag) : "memory");
+    return;
+  }
+  int seen = 0;
+  while (seen == 0) {
+    asm volatile("ld.relaxed.gpu.global.b32 %0, [%1];" : "=r"(seen) : "l"(flag) : "memory");
+  }
+  asm volatile("fence.acq_rel.cta;" ::: "memory");
+  args.output<int>(2)[0] = *data;
+}
+
 MICRO_KERNEL(polls_in_vain) {
   int seen = 0;
   while (seen == 0) {

@@ -39,6 +39,22 @@ __global__ void use_dynamic_shared(int* data, int last) {
   *data = values[last];
 }
 
+// Lets the next launch begin, and waits a while for what only that one says: out[1] is whether it did.
+__global__ void trigger_and_listen(int* out) {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+  int said = 0;
+  for (int tries = 0; tries < 1000 && said == 0; ++tries) {
+    asm volatile("ld.relaxed.gpu.global.b32 %0, [%1];" : "=r"(said) : "l"(out) : "memory");
+  }
+  out[1] = said;
+}
+
+__global__ void speak_before_the_wait(int* out) {
+  asm volatile("st.relaxed.gpu.global.b32 [%0], 1;" ::"l"(out) : "memory");
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  out[2] = out[1] + 1;
+}
+
 // Memory for one test, released at its end.
 struct DeviceInts {
   int* data = nullptr;
@@ -133,6 +149,21 @@ HOST_TEST(dynamic_shared_memory_must_be_asked_for) {
   seen[5] = cudaGetLastError();
   seen[6] = ints.first();
   return cudaFuncSetAttribute(use_dynamic_shared, kAttribute, 48 * 1024);
+}
+
+// A dependent launch runs beside the one before it, up to its wait.
+HOST_TEST(dependent_launches_overlap) {
+  DeviceInts ints;
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = config.blockDim = dim3(1);
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  trigger_and_listen<<<1, 1>>>(ints.data);
+  REQUIRE(cudaLaunchKernelEx(&config, speak_before_the_wait, ints.data));
+  return cudaMemcpy(seen, ints.data, 3 * sizeof(int), cudaMemcpyDeviceToHost);
 }
 
 HOST_TEST(what_no_gpu_launches) {
