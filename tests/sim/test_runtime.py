@@ -75,8 +75,8 @@ def test_host_code(function: str, conformance: Conformance) -> None:
 def test_dependent_launches_overlap(conformance: Conformance) -> None:
     """A GPU may do so and need not; the emulator does, because that is what finds errors.
 
-    The two use a word without order, and say so with atomics; only the race detector's report of one
-    launch using what the other writes before its wait remains, as it must.
+    The two use a word without order, and say so with atomics; only the race detector's report of
+    one launch using what the other writes before its wait remains, as it must.
     """
     conformance.needs_emulator()
     seen = conformance.run_host(SOURCE, "dependent_launches_overlap", num_results=3, kinds={"pdl"})
