@@ -8,7 +8,7 @@
 
 #include <string>
 
-#include "build_info.h"
+#include "bindings/build_info.h"
 
 namespace py = pybind11;
 

@@ -90,7 +90,10 @@ def check(condition: bool, message: str) -> None:
 
 
 def check_tensor(op: str, name: str, tensor: Tensor, dtype: torch.dtype, *shape: int) -> None:
-    """Raise unless `tensor` is contiguous with this dtype and shape. Mirrors csrc/checks.h."""
+    """Raise unless `tensor` is contiguous with this dtype and shape.
+
+    Mirrors csrc/bindings/checks.h.
+    """
     check(tensor.dtype == dtype, f"{op}: `{name}` must have dtype {dtype}, got {tensor.dtype}")
     got = list(tensor.shape)
     check(got == list(shape), f"{op}: `{name}` must have shape {list(shape)}, got {got}")

@@ -32,22 +32,25 @@ Arguments = dict[str, Any]
 def emulator() -> Emulator:
     """The host layer and all kernels of csrc, compiled for the emulator."""
     torch_root = Path(torch.__file__).parent
-    host = build.host_compilation(
-        CSRC / "bindings.cpp",
-        includes=[torch_root / "include", build.tools().cutlass / "include"],
-        defines=[
-            "P_EAGLE_EMULATED",
-            'P_EAGLE_ARCHS="the emulator"',
-            "TORCH_TARGET_VERSION=0x020b000000000000",
-        ],
-    )
+    host_layer = [
+        build.host_compilation(
+            source,
+            includes=[CSRC, torch_root / "include", build.tools().cutlass / "include"],
+            defines=[
+                "P_EAGLE_EMULATED",
+                'P_EAGLE_ARCHS="the emulator"',
+                "TORCH_TARGET_VERSION=0x020b000000000000",
+            ],
+        )
+        for source in sorted((CSRC / "bindings").glob("*.cpp"))
+    ]
     kernels = [
         build.cuda_compilation(source, includes=[CSRC])
         for source in sorted((CSRC / "kernels").glob("*.cu"))
     ]
     library = build.link_emulated(
         "p_eagle_sim",
-        build.compile_all([host, *kernels]),
+        build.compile_all([*host_layer, *kernels]),
         f"-L{torch_root / 'lib'}",
         "-ltorch_cpu",
     )

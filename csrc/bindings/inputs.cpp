@@ -1,24 +1,14 @@
-// The torch-facing layer, one function per op: check, fill Params, launch. It allocates nothing,
-// synchronises nothing and reads no device memory, so every op can be captured in a CUDA graph.
-// Schemas live in python/p_eagle_cuda/ops/, next to the documentation and the contracts.
+// From what the target has just computed to the input of the drafter's first layer.
 
 #include <torch/csrc/stable/library.h>
 
-#include "build_info.h"
-#include "checks.h"
-#include "device.h"
+#include "bindings/checks.h"
+#include "bindings/device.h"
+#include "bindings/registration.h"
 #include "ops.h"
 
 namespace p_eagle {
 namespace {
-
-DType to_dtype(char const* op, ScalarType type) {
-  switch (type) {
-    case ScalarType::BFloat16: return DType::kBFloat16;
-    case ScalarType::Half: return DType::kHalf;
-    default: STD_TORCH_CHECK(false, op, ": dtype must be bfloat16 or float16, got ", type);
-  }
-}
 
 void embed_norm_concat(Tensor const& token_ids, Tensor const& source_row, Tensor const& num_rows,
                        Tensor const& embedding, Tensor const& hidden, Tensor const& mask_hidden,
@@ -74,30 +64,12 @@ void embed_norm_concat(Tensor const& token_ids, Tensor const& source_row, Tensor
   check_launch(kOp, launch_embed_norm_concat(params, dtype, current_stream(kOp, device)));
 }
 
-struct CudaOp {
-  char const* name;
-  void (*boxed)(StableIValue*, uint64_t, uint64_t);
-};
-
-// The one list of what this library implements.
-constexpr CudaOp kCudaOps[] = {
+constexpr CudaOp kOps[] = {
     {"embed_norm_concat", TORCH_BOX(&embed_norm_concat)},
 };
 
 }  // namespace
 
-std::vector<std::string> cuda_ops() {
-  std::vector<std::string> names;
-  for (CudaOp const& op : kCudaOps) {
-    names.emplace_back(op.name);
-  }
-  return names;
-}
+std::span<CudaOp const> input_ops() { return kOps; }
 
 }  // namespace p_eagle
-
-P_EAGLE_LIBRARY_IMPL(m) {
-  for (p_eagle::CudaOp const& op : p_eagle::kCudaOps) {
-    m.impl(op.name, op.boxed);
-  }
-}

@@ -14,7 +14,8 @@
 #include <span>
 #include <string>
 
-#include "device.h"
+#include "bindings/device.h"
+#include "ops.h"
 
 namespace p_eagle {
 
@@ -62,6 +63,15 @@ inline void check_vector_tensor(char const* op, char const* name, Tensor const& 
   auto const address = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
   STD_TORCH_CHECK(address % 16 == 0, op, ": `", name, "` must be 16-byte aligned, got an address ",
                   address % 16, " bytes past that");
+}
+
+// The dtype that activations and weights have, which kernels are compiled for.
+inline DType to_dtype(char const* op, ScalarType type) {
+  switch (type) {
+    case ScalarType::BFloat16: return DType::kBFloat16;
+    case ScalarType::Half: return DType::kHalf;
+    default: STD_TORCH_CHECK(false, op, ": dtype must be bfloat16 or float16, got ", type);
+  }
 }
 
 inline void check_launch(char const* op, cudaError_t status) {
