@@ -9,6 +9,7 @@
 #include <string>
 
 #include "bindings/build_info.h"
+#include "linear/partition.h"
 
 namespace py = pybind11;
 
@@ -33,5 +34,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda_version") = cuda_version();
   m.attr("nvcc_version") = P_EAGLE_NVCC_VERSION;
   m.attr("cutlass_version") = cutlass_version();
+  m.def("linear_workspace_bytes", &p_eagle::linear_workspace_bytes, py::arg("num_sms"),
+        "Size of the linear layers' workspace on a device of this many SMs.");
   m.def("cuda_ops", &p_eagle::cuda_ops, "Names of the ops that this build implements for CUDA.");
 }

@@ -32,4 +32,107 @@ struct EmbedNormConcatParams {
 cudaError_t launch_embed_norm_concat(EmbedNormConcatParams const& params, DType dtype,
                                      cudaStream_t stream);
 
+// ---- Linear layers ------------------------------------------------------------------------------
+// C: columns of the weight, that is, the width of what it multiplies.
+
+inline constexpr int kMaxTaps = 8;
+inline constexpr int kStatisticColumns = 64;  // columns of a row that one sum of squares covers
+
+// The rows x that a linear layer multiplies: x[r] is row source_row[r] of each tap, side by side.
+// With a norm, x[r] is normed over all columns, or the columns of each tap by themselves, and
+// rounded to Element.
+struct LinearInput {
+  void const* taps[kMaxTaps] = {};      // num_taps of [., tap_width]  Element
+  int32_t const* source_row = nullptr;  // [R]  negative: the row does not exist; null: row r is r
+  int32_t const* num_rows = nullptr;    // [1]  rows from here on are neither read nor written
+  void const* norm_weight = nullptr;    // [C]  Element; null: no norm
+  float const* sum_squares = nullptr;   // [ceil(C / 64), R]  null: the kernel sums them itself
+  int num_taps = 1;
+  int tap_width = 0;
+  int max_rows = 0;  // R
+  float eps = 0.0f;
+  bool norms_each_tap = false;
+};
+
+// The matrix of a linear layer: [rows, columns] Element, or e4m3 with a scale for each row.
+struct LinearWeight {
+  void const* data = nullptr;
+  float const* scale = nullptr;  // [rows]  null: the elements are of type Element
+  int rows = 0;
+  int columns = 0;
+};
+
+// Scratch memory of the linear layers of a stream, which take turns in using it: at least
+// linear_workspace_bytes. All zero at first; every kernel leaves the counters in it at zero.
+struct LinearWorkspace {
+  void* data = nullptr;
+};
+
+// out[r] = W x[r] for the rows that exist.
+struct ProjectTapsParams {
+  LinearInput input;
+  LinearWeight weight;  // [H, C]
+  LinearWorkspace workspace;
+  void* out = nullptr;  // [R, H]  Element
+};
+
+// residual[r] += W x[r] + bias, and the sums of squares of the result.
+struct LinearResidualParams {
+  LinearInput input;
+  LinearWeight weight;  // [H, C]
+  LinearWorkspace workspace;
+  void const* bias = nullptr;    // [H]                Element; null: none
+  void* residual = nullptr;      // [R, H]             Element
+  float* sum_squares = nullptr;  // [ceil(H / 64), R]  null: not wanted
+};
+
+// out[r] = silu(G x[r]) * (U x[r])
+struct NormSwigluParams {
+  LinearInput input;
+  LinearWeight weight;  // [2I, C], G above U
+  LinearWorkspace workspace;
+  void* out = nullptr;  // [R, I]  Element
+};
+
+enum class CacheType : int { kElement, kE4M3, kE5M2 };
+
+// Keys or values of one layer: [blocks, Nkv, block_size, D], the last dimension contiguous.
+struct PagedCache {
+  void* data = nullptr;
+  float const* scale = nullptr;  // [1]  what is stored in FP8 is x / scale
+  int64_t block_stride = 0;      // all in elements
+  int64_t head_stride = 0;
+  int64_t slot_stride = 0;
+};
+
+// Queries, keys and values of each row: W x[r] + bias, normed per head where there are such norms,
+// rotated (queries and keys), and stored.
+struct QkvRopeCacheParams {
+  LinearInput input;
+  LinearWeight weight;  // [(Nq + 2 Nkv) D, C], queries above keys above values
+  LinearWorkspace workspace;
+  void const* bias = nullptr;          // [(Nq + 2 Nkv) D]  Element; null: none
+  void const* q_norm = nullptr;        // [D]               Element; null: none, as k_norm then is
+  void const* k_norm = nullptr;        // [D]               Element
+  float const* rope = nullptr;         // [P, D]            cosines, then sines
+  int64_t const* positions = nullptr;  // [R]               past P the last row of rope is taken
+  int64_t const* slots = nullptr;      // [R]               block * block_size + offset; -1: nowhere
+  void* q = nullptr;                   // [R, Nq, D]        Element
+  PagedCache k_cache;
+  PagedCache v_cache;
+  CacheType cache_type = CacheType::kElement;
+  int num_heads = 0;     // Nq
+  int num_kv_heads = 0;  // Nkv
+  int head_dim = 0;      // D
+  int block_size = 0;
+  int num_positions = 0;  // P
+};
+
+cudaError_t launch_project_taps(ProjectTapsParams const& params, DType dtype, cudaStream_t stream);
+cudaError_t launch_linear_residual(LinearResidualParams const& params, DType dtype,
+                                   cudaStream_t stream);
+cudaError_t launch_norm_swiglu(NormSwigluParams const& params, DType dtype, cudaStream_t stream);
+cudaError_t launch_qkv_rope_cache(QkvRopeCacheParams const& params, DType dtype,
+                                  cudaStream_t stream);
+
 }  // namespace p_eagle

@@ -12,9 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from p_eagle_cuda import _C, ops, reference
+from sim.emulator import Settings
+
 SENTINEL = 7.0
+EMULATED_SMS = Settings().num_sms
 R, N_REAL = 9, 6  # rows a buffer has, rows that exist
-B, BLOCKS, BLOCK, NKV, NQ, D, H, INTER, V = 2, 6, 16, 2, 4, 64, 128, 192, 80
+B, BLOCKS, BLOCK, NKV, NQ, D, H, HT, INTER, V = 2, 6, 16, 2, 4, 64, 128, 64, 192, 80
 
 Arguments = dict[str, Any]
 
@@ -23,10 +27,13 @@ def qkv_rope_cache(device: str, dtype: torch.dtype) -> Arguments:
     heads = NQ + 2 * NKV
     caches = torch.full((BLOCKS, NKV, BLOCK, 2 * D), SENTINEL, device=device).to(dtype)
     k_cache, v_cache = caches.split(D, dim=-1)
+    x = _rows(device, dtype, H)
     return {
-        "x": _rows(device, dtype, H),
+        "x": x,
         "norm_weight": _norm(device, dtype, H),
+        "sum_squares": reference.sum_squares(x),
         "weight": _linear(device, dtype, heads * D, H),
+        "weight_scale": None,
         "bias": _randn(device, dtype, heads * D),
         "q_norm": _norm(device, dtype, D),
         "k_norm": _norm(device, dtype, D),
@@ -40,6 +47,7 @@ def qkv_rope_cache(device: str, dtype: torch.dtype) -> Arguments:
         "q": _output(device, dtype, R, NQ, D),
         "k_cache": k_cache,
         "v_cache": v_cache,
+        "workspace": _workspace(device),
     }
 
 
@@ -88,7 +96,7 @@ def embed_norm_concat(device: str, dtype: torch.dtype) -> Arguments:
 
 
 def project_taps(device: str, dtype: torch.dtype) -> Arguments:
-    taps = [_randn(device, dtype, 5, 96) for _ in range(3)]
+    taps = [_randn(device, dtype, 5, HT) for _ in range(3)]
     for tap in taps:
         tap[4] = float("nan")  # a rejected row: nothing refers to it
     return {
@@ -97,11 +105,13 @@ def project_taps(device: str, dtype: torch.dtype) -> Arguments:
             [0, 1, -1, 3, -1, -1, 4, 4, 4], device=device, dtype=torch.int32
         ),
         "num_rows": _count(device),
-        "weight": _linear(device, dtype, H, 3 * 96),
-        "input_norm": _norm(device, dtype, 3 * 96),
-        "fc_norms": _norm(device, dtype, 3, 96),
+        "weight": _linear(device, dtype, H, 3 * HT),
+        "weight_scale": None,
+        "input_norm": None,
+        "fc_norms": _norm(device, dtype, 3, HT),
         "eps": 1e-5,
         "out": _output(device, dtype, R, H),
+        "workspace": _workspace(device),
     }
 
 
@@ -111,20 +121,27 @@ def linear_residual(device: str, dtype: torch.dtype) -> Arguments:
     return {
         "x": _rows(device, dtype, INTER),
         "weight": _linear(device, dtype, H, INTER),
+        "weight_scale": None,
         "bias": _randn(device, dtype, H),
         "num_rows": _count(device),
         "residual": residual,
+        "sum_squares": _output(device, _wide(dtype), H // 64, R),
+        "workspace": _workspace(device),
     }
 
 
 def norm_swiglu(device: str, dtype: torch.dtype) -> Arguments:
+    x = _rows(device, dtype, H)
     return {
-        "x": _rows(device, dtype, H),
+        "x": x,
         "norm_weight": _norm(device, dtype, H),
+        "sum_squares": reference.sum_squares(x),
         "gate_up": _linear(device, dtype, 2 * INTER, H),
+        "gate_up_scale": None,
         "num_rows": _count(device),
         "eps": 1e-5,
         "out": _output(device, dtype, R, INTER),
+        "workspace": _workspace(device),
     }
 
 
@@ -179,7 +196,7 @@ CASES: dict[str, Callable[[str, torch.dtype], Arguments]] = {
     )
 }  # fmt: skip
 
-# The arguments that an op writes; of the others no byte may change.
+# What an op writes for its caller. Of the other arguments no byte may change, but for workspaces.
 OUTPUTS = {
     "prepare_inputs": (
         "token_ids", "positions", "slots", "source_row", "row_start", "seq_lens", "sample_rows",
@@ -188,7 +205,7 @@ OUTPUTS = {
     "embed_norm_concat": ("out", "residual"),
     "qkv_rope_cache": ("q", "k_cache", "v_cache"),
     "paged_attention": ("out",),
-    "linear_residual": ("residual",),
+    "linear_residual": ("residual", "sum_squares"),
     "norm_swiglu": ("out",),
     "lm_head_topk": ("ids", "logits", "lse"),
 }  # fmt: skip
@@ -223,6 +240,12 @@ def _count(device: str) -> Tensor:
 def _rope(device: str) -> Tensor:
     angles = torch.outer(torch.arange(64.0), 0.7 ** torch.arange(D // 2))
     return torch.cat([angles.cos(), angles.sin()], dim=-1).to(device)
+
+
+def _workspace(device: str) -> Tensor:
+    if device == "cuda":
+        return ops.linear_workspace(torch.device(device))
+    return torch.zeros(_C.linear_workspace_bytes(EMULATED_SMS), dtype=torch.uint8)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

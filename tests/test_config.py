@@ -49,13 +49,11 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {
             "norm_before_residual": True,
             "norm_before_fc": True,
-            "fc_norm": True,
             "norm_output": True,
         },
         {
             "norm_before_residual": True,
             "norm_before_fc": True,
-            "fc_norm": True,
             "norm_output": True,
         },
     ),
@@ -63,6 +61,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"attention_bias": True, "tie_word_embeddings": True},
         {"attention_bias": True, "tie_word_embeddings": True},
     ),
+    "norm of each tap": ({"fc_norm": True}, {"fc_norm": True}),
     "linear rope": (
         {"rope_theta": 5e5, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
         {"rope": RopeConfig("linear", 5e5, 2.0)},
@@ -286,6 +285,10 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     (
         {"num_hidden_layers": 0},
         "field `num_hidden_layers` must be an integer of at least 1, found 0",
+    ),
+    (
+        {"fc_norm": True, "norm_before_fc": True},
+        "field `fc_norm` must be false, because norm_before_fc is true, found true",
     ),
     ({"fc_norm": "yes"}, 'field `fc_norm` must be true or false, found "yes"'),
     (

@@ -87,7 +87,7 @@ def run_reference(name: str, a: Arguments) -> dict[str, Tensor]:
         return {"out": out}
     if name == "linear_residual":
         residual = reference.linear_residual(a["x"][:n], a["weight"], a["bias"], a["residual"][:n])
-        return {"residual": residual}
+        return {"residual": residual, "sum_squares": reference.sum_squares(residual)}
     if name == "norm_swiglu":
         return {"out": reference.norm_swiglu(a["x"][:n], a["norm_weight"], a["gate_up"], a["eps"])}
     ids, logits, lse = reference.lm_head_topk(
@@ -107,6 +107,10 @@ def test_matches_reference(name: str, dtype: torch.dtype, device: Device) -> Non
     for output in OUTPUTS[name]:
         expected = exact[output]
         actual = arguments[output][: len(expected)]
+        if output == "sum_squares":  # of what was written, [groups, R]
+            written = reference.sum_squares(arguments["residual"][:N_REAL])
+            assert_rounded_once(output, actual[:, :N_REAL], written.double())
+            continue
         if not expected.is_floating_point():
             assert torch.equal(actual, expected), output
         elif name == "lm_head_topk":
@@ -130,11 +134,13 @@ def test_writes_only_its_outputs_and_rows(name: str, device: Device) -> None:
     before = clone(arguments)
     device.call(name, arguments)
     for argument, x in arguments.items():
-        if argument not in OUTPUTS[name] and isinstance(x, Tensor):
+        if argument not in (*OUTPUTS[name], "workspace") and isinstance(x, Tensor):
             assert torch.equal(x.nan_to_num(), before[argument].nan_to_num()), argument
     has_row_count = "num_rows" in arguments or "row_start" in arguments
     for output in OUTPUTS[name]:
         x = arguments[output]
+        if output == "sum_squares":
+            x = x.T
         if name != "prepare_inputs" and has_row_count and not output.endswith("_cache"):
             assert (x[N_REAL:] == SENTINEL).all(), f"{output}: wrote rows that do not exist"
         if output.endswith("_cache"):
@@ -218,6 +224,7 @@ def test_public_function_allocates_what_it_returns(name: str, device: Device) ->
     arguments = case(name, device)
     plain = clone(arguments)
     given = {n: x for n, x in plain.items() if n not in OUTPUTS[name] or n.endswith("_cache")}
+    given.pop("workspace", None)
     if name == "linear_residual":
         given["residual"] = plain["residual"]
     if name == "lm_head_topk":
@@ -228,7 +235,8 @@ def test_public_function_allocates_what_it_returns(name: str, device: Device) ->
     names = [n for n in OUTPUTS[name] if not n.endswith("_cache")]
     for output, result in zip(names, results, strict=True):
         rows = slice(None) if name in ("prepare_inputs", "lm_head_topk") else slice(N_REAL)
-        assert torch.equal(result[rows], arguments[output][rows]), output
+        at = (slice(None), rows) if output == "sum_squares" else rows
+        assert torch.equal(result[at], arguments[output][at]), output
 
 
 @pytest.mark.parametrize("cache_dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)

@@ -28,6 +28,8 @@ inline bool is_on_device(Tensor const& tensor) { return tensor.is_cpu(); }
 
 inline std::string device_name(int32_t) { return "cpu"; }
 
+inline int cuda_device(int32_t) { return 0; }
+
 inline cudaStream_t current_stream(char const*, int32_t) {
   return static_cast<cudaStream_t>(hostsim_current_stream());
 }
@@ -50,6 +52,8 @@ inline constexpr char const* kDevice = "a CUDA device";
 inline bool is_on_device(Tensor const& tensor) { return tensor.is_cuda(); }
 
 inline std::string device_name(int32_t index) { return "cuda:" + std::to_string(index); }
+
+inline int cuda_device(int32_t index) { return index; }
 
 inline cudaStream_t current_stream(char const* op, int32_t device) {
   STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr, op,

@@ -2,8 +2,13 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <optional>
+#include <string>
+#include <vector>
+
 #include "bindings/checks.h"
 #include "bindings/device.h"
+#include "bindings/linear.h"
 #include "bindings/registration.h"
 #include "ops.h"
 
@@ -64,7 +69,64 @@ void embed_norm_concat(Tensor const& token_ids, Tensor const& source_row, Tensor
   check_launch(kOp, launch_embed_norm_concat(params, dtype, current_stream(kOp, device)));
 }
 
+void project_taps(std::vector<Tensor> const& taps, Tensor const& source_row, Tensor const& num_rows,
+                  Tensor const& weight, std::optional<Tensor> const& weight_scale,
+                  std::optional<Tensor> const& input_norm, std::optional<Tensor> const& fc_norms,
+                  double eps, Tensor& out, Tensor& workspace) {
+  constexpr char const* kOp = "project_taps";
+  int64_t const n = int64_t(taps.size());
+  STD_TORCH_CHECK(1 <= n && n <= kMaxTaps, kOp, ": `taps` must hold 1 to ", kMaxTaps, ", got ", n);
+  STD_TORCH_CHECK(is_on_device(taps[0]), kOp, ": `taps[0]` must be on ", kDevice);
+  STD_TORCH_CHECK(taps[0].dim() == 2, kOp, ": `taps[0]` must be [T, Ht], got ", shape_of(taps[0]));
+  STD_TORCH_CHECK(weight.dim() == 2, kOp, ": `weight` must be 2-D, got ", shape_of(weight));
+  STD_TORCH_CHECK(source_row.dim() == 1, kOp, ": `source_row` must be [R], got ",
+                  shape_of(source_row));
+  int64_t const T = taps[0].size(0);
+  int64_t const Ht = taps[0].size(1);
+  int64_t const R = source_row.size(0);
+  int64_t const H = weight.size(0);
+  int32_t const device = taps[0].get_device_index();
+  ScalarType const type = taps[0].scalar_type();
+  DType const dtype = to_dtype(kOp, type);
+  STD_TORCH_CHECK(Ht % kBlockColumns == 0, kOp, ": the width of a tap must be a multiple of ",
+                  kBlockColumns, ", got ", Ht);
+  STD_TORCH_CHECK(H % 8 == 0, kOp, ": H must be a multiple of 8, got ", H);
+  STD_TORCH_CHECK(!input_norm || !fc_norms, kOp,
+                  ": at most one of `input_norm` and `fc_norms` may be given, got both");
+
+  check_tensor(kOp, "source_row", source_row, device, ScalarType::Int, {R});
+  check_tensor(kOp, "num_rows", num_rows, device, ScalarType::Int, {1});
+  LinearInput input{.source_row = source_row.const_data_ptr<int32_t>(),
+                    .num_rows = num_rows.const_data_ptr<int32_t>(),
+                    .num_taps = int(n),
+                    .tap_width = int(Ht),
+                    .max_rows = int(R),
+                    .eps = float(eps),
+                    .norms_each_tap = fc_norms.has_value()};
+  for (int64_t i = 0; i < n; ++i) {
+    std::string const name = "taps[" + std::to_string(i) + "]";
+    check_vector_tensor(kOp, name.c_str(), taps[i], device, type, {T, Ht});
+    input.taps[i] = taps[i].const_data_ptr();
+  }
+  void const* const norm = check_optional(kOp, "input_norm", input_norm, device, type, {n * Ht});
+  void const* const norms = check_optional(kOp, "fc_norms", fc_norms, device, type, {n, Ht});
+  input.norm_weight = norm ? norm : norms;
+  check_vector_tensor(kOp, "out", out, device, type, {R, H});
+  ProjectTapsParams const params{
+      .input = input,
+      .weight = check_weight(kOp, "weight", weight, weight_scale, device, type, H, n * Ht),
+      .workspace = check_workspace(kOp, workspace, device),
+      .out = out.mutable_data_ptr(),
+  };
+  if (R == 0 || H == 0) {
+    return;
+  }
+  DeviceGuard const guard(device);
+  check_launch(kOp, launch_project_taps(params, dtype, current_stream(kOp, device)));
+}
+
 constexpr CudaOp kOps[] = {
+    {"project_taps", TORCH_BOX(&project_taps)},
     {"embed_norm_concat", TORCH_BOX(&embed_norm_concat)},
 };
 

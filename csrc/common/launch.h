@@ -22,6 +22,15 @@ __device__ inline void let_next_kernel_start() {
 #endif
 }
 
+// Of the current device.
+inline cudaError_t count_sms(int& num_sms) {
+  int device = 0;
+  if (cudaError_t const status = cudaGetDevice(&device); status != cudaSuccess) {
+    return status;
+  }
+  return cudaDeviceGetAttribute(&num_sms, cudaDevAttrMultiProcessorCount, device);
+}
+
 struct LaunchPlan {
   dim3 grid;
   dim3 block;
@@ -40,6 +49,16 @@ cudaError_t launch(void (*kernel)(KernelArgs...), LaunchPlan const& plan, Args&&
           cudaDeviceGetAttribute(&compute_major, cudaDevAttrComputeCapabilityMajor, device);
       status != cudaSuccess) {
     return status;
+  }
+
+  // More than this a kernel has to ask for.
+  constexpr size_t kPlainSmemBytes = 48 * 1024;
+  if (plan.smem_bytes > kPlainSmemBytes) {
+    if (cudaError_t const status = cudaFuncSetAttribute(
+            kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(plan.smem_bytes));
+        status != cudaSuccess) {
+      return status;
+    }
   }
 
   cudaLaunchAttribute overlap_with_previous{};

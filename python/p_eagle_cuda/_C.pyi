@@ -8,3 +8,6 @@ cutlass_version: str
 
 def cuda_ops() -> list[str]:
     """Names of the ops that this build implements for CUDA."""
+
+def linear_workspace_bytes(num_sms: int) -> int:
+    """Size of the linear layers' workspace on a device of this many SMs."""

@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from p_eagle_cuda.reference import STATISTIC_COLUMNS
+
 _LIBRARY = torch.library.Library("p_eagle", "DEF")
 _DEFINED: list[str] = []
 
@@ -118,6 +120,57 @@ def count_rows(op: str, num_rows: Tensor, limit: int) -> int:
 def check_num_rows(op: str, tensor: Tensor) -> None:
     """Raise unless `tensor` is a row count: ``[1]`` int32."""
     check_tensor(op, "num_rows", tensor, torch.int32, 1)
+
+
+def check_weight(
+    op: str,
+    name: str,
+    weight: Tensor,
+    scale: Tensor | None,
+    dtype: torch.dtype,
+    rows: int,
+    columns: int,
+) -> None:
+    """Raise unless `weight` is ``[rows, columns]``: of `dtype`, or float8_e4m3fn with a scale.
+
+    The scale is ``[rows]`` float32. Kernels take columns in blocks of 64.
+    """
+    check_tensor(op, name, weight, dtype if scale is None else FP8_DTYPES[0], rows, columns)
+    if scale is not None:
+        check_tensor(op, f"{name}_scale", scale, torch.float32, rows)
+    check(
+        not weight.is_cuda or columns % STATISTIC_COLUMNS == 0,
+        f"{op}: the columns of `{name}` must be a multiple of {STATISTIC_COLUMNS} on CUDA, "
+        f"got {columns}",
+    )
+
+
+def check_sum_squares(
+    op: str, sums: Tensor | None, dtype: torch.dtype, rows: int, columns: int
+) -> None:
+    """Raise unless these may be the sums of squares of rows ``[rows, columns]`` of `dtype`."""
+    if sums is not None:
+        groups = -(-columns // STATISTIC_COLUMNS)
+        check_tensor(op, "sum_squares", sums, wide_dtype(dtype), groups, rows)
+
+
+def check_workspace(op: str, workspace: Tensor) -> None:
+    """Raise unless this is a flat tensor of bytes; kernels check its size."""
+    check_tensor(op, "workspace", workspace, torch.uint8, workspace.numel())
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What sums and logits of this working dtype are kept in: float32, float64 for float64."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def linear_workspace(device: torch.device) -> Tensor:
+    """Zeroed scratch memory for the linear layers of one stream of `device`; none on the CPU."""
+    if device.type != "cuda":
+        return torch.zeros(0, dtype=torch.uint8, device=device)
+    num_sms = torch.cuda.get_device_properties(device).multi_processor_count
+    size = _compiled().linear_workspace_bytes(num_sms)
+    return torch.zeros(size, dtype=torch.uint8, device=device)
 
 
 def check_working_dtype(op: str, name: str, tensor: Tensor) -> torch.dtype:

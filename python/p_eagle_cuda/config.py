@@ -163,7 +163,7 @@ class DrafterConfig:
         qk_norm: whether queries and keys are normalised per head (the Qwen3 kind).
         norm_before_residual: whether layer 0's residual is the normalised fc output.
         norm_before_fc: whether one norm spans all taps before `fc`.
-        fc_norm: whether each tap has its own norm before `fc`.
+        fc_norm: whether each tap has its own norm before `fc`; never together with the former.
         norm_output: whether the hidden state handed back by the model is the normalised one; it
             does not change the drafted tokens, because P-EAGLE does not feed it back.
         num_speculative_tokens: depths the checkpoint was trained for, where it says so.
@@ -225,6 +225,10 @@ class DrafterConfig:
             raise drafter.error("draft_vocab_size", f"at most vocab_size {vocab_size}")
         tap_layer_ids, num_taps = _taps(drafter)
         eagle = drafter.section("eagle_config")
+        norm_before_fc = eagle.boolean("norm_before_fc", drafter.boolean("norm_before_fc", False))
+        fc_norm = drafter.boolean("fc_norm", False)
+        if norm_before_fc and fc_norm:
+            raise drafter.error("fc_norm", "false, because norm_before_fc is true")
         return cls(
             hidden_size=hidden_size,
             target_hidden_size=drafter.integer("target_hidden_size", hidden_size),
@@ -244,10 +248,8 @@ class DrafterConfig:
             attention_bias=layer.boolean("attention_bias", False),
             qk_norm=qk_norm,
             norm_before_residual=drafter.boolean("norm_before_residual", False),
-            norm_before_fc=eagle.boolean(
-                "norm_before_fc", drafter.boolean("norm_before_fc", False)
-            ),
-            fc_norm=drafter.boolean("fc_norm", False),
+            norm_before_fc=norm_before_fc,
+            fc_norm=fc_norm,
             norm_output=drafter.boolean("norm_output", False),
             num_speculative_tokens=_trained_depths(drafter),
             tie_word_embeddings=layer.boolean("tie_word_embeddings", False),

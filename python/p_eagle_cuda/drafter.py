@@ -12,7 +12,7 @@ from torch import Tensor
 from p_eagle_cuda import ops
 from p_eagle_cuda.config import DrafterConfig
 from p_eagle_cuda.kv_cache import allocate_cache
-from p_eagle_cuda.reference import LayerCache, PreparedInputs
+from p_eagle_cuda.reference import STATISTIC_COLUMNS, LayerCache, PreparedInputs
 from p_eagle_cuda.weights import DrafterWeights, load_drafter_weights
 
 
@@ -95,6 +95,8 @@ class Drafter:
         self._hidden, self._residual, self._concat = new(R, H), new(R, H), new(R, 2 * H)
         self._q, self._attended = new(R, Nq, D), new(R, Nq * D)
         self._activated = new(R, config.intermediate_size)
+        self._sum_squares = new(-(-H // STATISTIC_COLUMNS) * R, dtype=wide)
+        self._workspace = ops.linear_workspace(device)
         self._ids = new(N, top_k, dtype=torch.int64)
         self._logits, self._lse = new(N, top_k, dtype=wide), new(N, dtype=wide)
 
@@ -209,7 +211,7 @@ class Drafter:
         num_rows = inputs.row_start[B:]
         hidden = ops.project_taps(
             taps, inputs.source_row, num_rows, w.fc, w.input_norm, w.fc_norms, eps,
-            out=self._hidden[:R],
+            out=self._hidden[:R], workspace=self._workspace,
         )  # fmt: skip
         first = w.layers[0]
         assert first.hidden_norm is not None, "layer 0 of a drafter norms the hidden state"
@@ -218,21 +220,30 @@ class Drafter:
             first.input_norm, first.hidden_norm, eps, config.norm_before_residual,
             out=self._concat[:R], residual=self._residual[:R],
         )  # fmt: skip
+        # What `residual` last became: each layer that adds to it leaves them for the next norm.
+        sums = self._sum_squares[: -(-config.hidden_size // STATISTIC_COLUMNS) * R].view(-1, R)
         for i, (layer, cache) in enumerate(zip(w.layers, self.caches, strict=True)):
             q = ops.qkv_rope_cache(
                 x if i == 0 else residual, None if i == 0 else layer.input_norm, layer.qkv,
                 layer.qkv_bias, layer.q_norm, layer.k_norm, w.rope, inputs.positions, inputs.slots,
                 num_rows, cache.k_scale, cache.v_scale, eps, cache.k, cache.v, q=self._q[:R],
+                sum_squares=None if i == 0 else sums, workspace=self._workspace,
             )  # fmt: skip
             attended = ops.paged_attention(
                 q, cache.k, cache.v, cache.k_scale, cache.v_scale, block_table, inputs.row_start,
                 inputs.seq_lens, inputs.positions, config.head_dim**-0.5, out=self._attended[:R],
             )  # fmt: skip
-            ops.linear_residual(attended, layer.o, layer.o_bias, num_rows, residual)
+            ops.linear_residual(
+                attended, layer.o, layer.o_bias, num_rows, residual, sums,
+                workspace=self._workspace,
+            )  # fmt: skip
             activated = ops.norm_swiglu(
-                residual, layer.post_norm, layer.gate_up, num_rows, eps, out=self._activated[:R]
+                residual, layer.post_norm, layer.gate_up, num_rows, eps, out=self._activated[:R],
+                sum_squares=sums, workspace=self._workspace,
+            )  # fmt: skip
+            ops.linear_residual(
+                activated, layer.down, None, num_rows, residual, sums, workspace=self._workspace
             )
-            ops.linear_residual(activated, layer.down, None, num_rows, residual)
         ids, logits, lse = ops.lm_head_topk(
             residual, inputs.sample_rows, w.norm, w.lm_head, w.draft_to_target, self.top_k, eps,
             out=(self._ids[: B * K], self._logits[: B * K], self._lse[: B * K]),

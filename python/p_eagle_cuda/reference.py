@@ -20,9 +20,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, silu
+from torch.nn.functional import linear, pad, silu
 
 from p_eagle_cuda.weights import DrafterWeights
+
+STATISTIC_COLUMNS = 64  # of a row, that one sum of squares covers
 
 
 class PreparedInputs(NamedTuple):
@@ -92,11 +94,37 @@ def prepare_inputs(
     )
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """``x / sqrt(mean(x**2) + eps) * weight`` over the last dimension, one rounding."""
+def rms_norm(x: Tensor, weight: Tensor, eps: float, sums: Tensor | None = None) -> Tensor:
+    """``x / sqrt(mean(x**2) + eps) * weight`` over the last dimension, one rounding.
+
+    `sums` are the `sum_squares` of x, where they are known.
+    """
     wide = widen(x)
-    rstd = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
-    return (wide * rstd * weight.to(wide.dtype)).to(x.dtype)
+    if sums is None:
+        mean_square = wide.square().mean(dim=-1, keepdim=True)
+    else:
+        mean_square = sums.to(wide.dtype).sum(dim=0)[:, None] / x.shape[-1]
+    return (wide * torch.rsqrt(mean_square + eps) * weight.to(wide.dtype)).to(x.dtype)
+
+
+def sum_squares(x: Tensor) -> Tensor:
+    """The sums of ``x**2`` over each 64 columns: x [R, H] to [ceil(H / 64), R], in wide floats.
+
+    What a layer that writes rows tells the next one, so that it need not read them twice to norm
+    them.
+    """
+    squares = widen(x).square()
+    padded = pad(squares, (0, -x.shape[-1] % STATISTIC_COLUMNS))
+    groups: Tensor = padded.unflatten(-1, (-1, STATISTIC_COLUMNS)).sum(dim=-1)
+    return groups.T.contiguous()
+
+
+def dequantize(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The weight [N, C] in `dtype`: itself, or with a scale [N] for each row of an FP8 one."""
+    if scale is None:
+        return weight
+    wide = torch.promote_types(dtype, torch.float32)
+    return (weight.to(wide) * scale.to(wide)[:, None]).to(dtype)
 
 
 def project_taps(
@@ -104,7 +132,7 @@ def project_taps(
     source_row: Tensor,  # [R] int32
     weight: Tensor,  # [H, n * Ht]
     input_norm: Tensor | None,  # [n * Ht]
-    fc_norms: Tensor | None,  # [n, Ht]
+    fc_norms: Tensor | None,  # [n, Ht]; at most one of the two
     eps: float,
 ) -> Tensor:  # [R, H], zero for mask rows
     """The drafter's view of the target's hidden states: fc of the concatenated taps."""
@@ -161,9 +189,10 @@ def qkv_rope(
     positions: Tensor,  # [R] int64
     num_kv_heads: int,
     eps: float,
+    sums: Tensor | None = None,  # [ceil(Hin / 64), R], see rms_norm
 ) -> tuple[Tensor, Tensor, Tensor]:  # q [R, Nq, D], k and v [R, Nkv, D]
     """Query, key and value of each row, heads normed where the model does so, then rotated."""
-    x = x if norm_weight is None else rms_norm(x, norm_weight, eps)
+    x = x if norm_weight is None else rms_norm(x, norm_weight, eps, sums)
     heads = linear(x, weight, bias).unflatten(-1, (-1, rope.shape[-1]))
     num_heads = heads.shape[1] - 2 * num_kv_heads
     q, k, v = heads.split([num_heads, num_kv_heads, num_kv_heads], dim=1)
@@ -237,9 +266,11 @@ def linear_residual(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Te
     return residual + linear(x, weight, bias)
 
 
-def norm_swiglu(x: Tensor, norm_weight: Tensor, gate_up: Tensor, eps: float) -> Tensor:
+def norm_swiglu(
+    x: Tensor, norm_weight: Tensor, gate_up: Tensor, eps: float, sums: Tensor | None = None
+) -> Tensor:
     """``silu(gate) * up`` of the normed x; gate_up [2I, H] holds the gate rows, then the up."""
-    gate, up = linear(rms_norm(x, norm_weight, eps), gate_up).chunk(2, dim=-1)
+    gate, up = linear(rms_norm(x, norm_weight, eps, sums), gate_up).chunk(2, dim=-1)
     return (silu(widen(gate)) * widen(up)).to(x.dtype)
 
 
@@ -251,14 +282,16 @@ def lm_head_topk(
     draft_to_target: Tensor | None,  # [Vd] int64
     top_k: int,
     eps: float,
+    sums: Tensor | None = None,  # [ceil(H / 64), R], see rms_norm
 ) -> tuple[Tensor, Tensor, Tensor]:  # ids [N, k] int64, logits [N, k], lse [N]
     """The k largest logits of each sampled row, largest first, and the log-sum-exp of all.
 
     Equal logits: the lower draft id first. A NaN logit counts as -inf. Rows with sample_rows < 0
     give id -1 and -inf.
     """
-    is_row = sample_rows >= 0
-    logits = linear(rms_norm(x[sample_rows.clamp(min=0).long()], norm_weight, eps), weight)
+    is_row, rows = sample_rows >= 0, sample_rows.clamp(min=0).long()
+    sums = None if sums is None else sums[:, rows]
+    logits = linear(rms_norm(x[rows], norm_weight, eps, sums), weight)
     logits = widen(logits).masked_fill(logits.isnan() | ~is_row[:, None], float("-inf"))
     lse = logits.logsumexp(dim=-1)
     rest, ids, values = logits.clone(), [], []

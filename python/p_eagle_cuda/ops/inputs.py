@@ -14,11 +14,16 @@ from p_eagle_cuda._registry import (
     check_matrix,
     check_num_rows,
     check_tensor,
+    check_weight,
     check_working_dtype,
+    check_workspace,
     count_rows,
     define,
+    linear_workspace,
 )
-from p_eagle_cuda.reference import PreparedInputs
+from p_eagle_cuda.reference import STATISTIC_COLUMNS, PreparedInputs
+
+MAX_TAPS = 8  # of the target's layers; mirrors csrc/ops.h
 
 
 def _prepare_inputs(
@@ -161,40 +166,55 @@ def _project_taps(
     source_row: Tensor,
     num_rows: Tensor,
     weight: Tensor,
+    weight_scale: Tensor | None,
     input_norm: Tensor | None,
     fc_norms: Tensor | None,
     eps: float,
     out: Tensor,
+    workspace: Tensor,
 ) -> CpuBody:
     op = "project_taps"
-    check(len(taps) >= 1, f"{op}: `taps` must hold at least one tensor, got none")
+    check(1 <= len(taps) <= MAX_TAPS, f"{op}: `taps` must hold 1 to {MAX_TAPS}, got {len(taps)}")
     check_matrix(op, "taps[0]", taps[0])
     check_matrix(op, "weight", weight)
-    dtype = check_working_dtype(op, "weight", weight)
+    dtype = check_working_dtype(op, "taps[0]", taps[0])
     (T, Ht), n, H = taps[0].shape, len(taps), weight.shape[0]
     for i, tap in enumerate(taps):
         check_tensor(op, f"taps[{i}]", tap, dtype, T, Ht)
+    check(
+        not weight.is_cuda or Ht % STATISTIC_COLUMNS == 0,
+        f"{op}: the width of a tap must be a multiple of {STATISTIC_COLUMNS} on CUDA, got {Ht}",
+    )
     check(source_row.ndim == 1, f"{op}: `source_row` must be [R], got {source_row.ndim}-D")
     R = source_row.shape[0]
     check_tensor(op, "source_row", source_row, torch.int32, R)
     check_num_rows(op, num_rows)
-    check_tensor(op, "weight", weight, dtype, H, n * Ht)
+    check_weight(op, "weight", weight, weight_scale, dtype, H, n * Ht)
+    check(
+        input_norm is None or fc_norms is None,
+        f"{op}: at most one of `input_norm` and `fc_norms` may be given, got both",
+    )
     if input_norm is not None:
         check_tensor(op, "input_norm", input_norm, dtype, n * Ht)
     if fc_norms is not None:
         check_tensor(op, "fc_norms", fc_norms, dtype, n, Ht)
     check_tensor(op, "out", out, dtype, R, H)
+    check_workspace(op, workspace)
 
     def on_cpu() -> None:
         n = count_rows(op, num_rows, len(out))
-        out[:n] = reference.project_taps(taps, source_row[:n], weight, input_norm, fc_norms, eps)
+        full_weight = reference.dequantize(weight, weight_scale, dtype)
+        out[:n] = reference.project_taps(
+            taps, source_row[:n], full_weight, input_norm, fc_norms, eps
+        )
 
     return on_cpu
 
 
 define(
     "project_taps(Tensor[] taps, Tensor source_row, Tensor num_rows, Tensor weight, "
-    "Tensor? input_norm, Tensor? fc_norms, float eps, Tensor(a!) out) -> ()",
+    "Tensor? weight_scale, Tensor? input_norm, Tensor? fc_norms, float eps, Tensor(a!) out, "
+    "Tensor(b!) workspace) -> ()",
     _project_taps,
 )
 
@@ -208,6 +228,9 @@ def project_taps(
     fc_norms: Tensor | None,
     eps: float,
     out: Tensor | None = None,
+    *,
+    weight_scale: Tensor | None = None,
+    workspace: Tensor | None = None,
 ) -> Tensor:
     """Project the target's hidden states, concatenated over the taps, to the drafter's width.
 
@@ -215,26 +238,34 @@ def project_taps(
     source row; mask rows, with ``source_row < 0``, hold nothing meaningful.
 
     Args:
-        taps: n tensors ``[T, Ht]``, the target's residual stream at its tapped layers.
+        taps: 1 to 8 tensors ``[T, Ht]``, the target's residual stream at its tapped layers. On
+            CUDA Ht is a multiple of 64.
         source_row: ``[R]`` int32 from `prepare_inputs`.
         num_rows: ``[1]`` int32.
         weight: ``[H, n * Ht]``, the checkpoint's ``fc.weight``.
         input_norm: ``[n * Ht]`` RMSNorm over the concatenation, or None.
-        fc_norms: ``[n, Ht]`` RMSNorm of each tap, or None.
+        fc_norms: ``[n, Ht]`` RMSNorm of each tap, or None. At most one of the two.
         eps: Added to the mean square of the norms.
         out: ``[R, H]``, written.
+        weight_scale: ``[H]`` float32, of the rows of a float8_e4m3fn weight; None for others.
+        workspace: Zeroed memory of this stream from `linear_workspace`, left zeroed where that
+            matters; allocated if None.
 
     Returns:
         `out`.
 
     Numerics:
-        Products accumulate in float32 or wider; norms are float32, rounded once.
+        Products accumulate in float32 or wider; norms are float32, rounded once. On CUDA a row's
+        result does not depend on the other rows, as long as R is at most 32.
     """
     if out is None:
-        out = weight.new_empty(source_row.numel(), weight.shape[0])
+        out = taps[0].new_empty(source_row.numel(), weight.shape[0])
+    if workspace is None:
+        workspace = linear_workspace(weight.device)
     torch.ops.p_eagle.project_taps(
-        list(taps), source_row, num_rows, weight, input_norm, fc_norms, eps, out
-    )
+        list(taps), source_row, num_rows, weight, weight_scale, input_norm, fc_norms, eps, out,
+        workspace,
+    )  # fmt: skip
     return out
 
 

@@ -12,17 +12,26 @@ from p_eagle_cuda._registry import (
     check_cache,
     check_matrix,
     check_num_rows,
+    check_sum_squares,
     check_tensor,
+    check_weight,
     check_working_dtype,
+    check_workspace,
     count_rows,
     define,
+    linear_workspace,
+    wide_dtype,
 )
+
+CUDA_HEAD_DIMS = (64, 128)
 
 
 def _qkv_rope_cache(
     x: Tensor,
     norm_weight: Tensor | None,
+    sum_squares: Tensor | None,
     weight: Tensor,
+    weight_scale: Tensor | None,
     bias: Tensor | None,
     q_norm: Tensor | None,
     k_norm: Tensor | None,
@@ -36,6 +45,7 @@ def _qkv_rope_cache(
     q: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
+    workspace: Tensor,
 ) -> CpuBody:
     op = "qkv_rope_cache"
     check_matrix(op, "x", x)
@@ -49,7 +59,12 @@ def _qkv_rope_cache(
     check_tensor(op, "x", x, dtype, R, Hin)
     if norm_weight is not None:
         check_tensor(op, "norm_weight", norm_weight, dtype, Hin)
-    check_tensor(op, "weight", weight, dtype, heads * D, Hin)
+    check_sum_squares(op, sum_squares, dtype, R, Hin)
+    check_weight(op, "weight", weight, weight_scale, dtype, heads * D, Hin)
+    check(
+        not x.is_cuda or D in CUDA_HEAD_DIMS,
+        f"{op}: the head size must be one of {CUDA_HEAD_DIMS} on CUDA, got {D}",
+    )
     if bias is not None:
         check_tensor(op, "bias", bias, dtype, heads * D)
     check(
@@ -67,21 +82,15 @@ def _qkv_rope_cache(
     check_tensor(op, "q", q, dtype, R, Nq, D)
     check_cache(op, k_cache, v_cache, k_scale, v_scale, dtype)
     check(k_cache.shape[3] == D, f"{op}: `k_cache` must have head size {D}, got {k_cache.shape[3]}")
+    check_workspace(op, workspace)
 
     def on_cpu() -> None:
         n = count_rows(op, num_rows, len(x))
+        sums = None if sum_squares is None else sum_squares[:, :n]
         q[:n], k, v = reference.qkv_rope(
-            x[:n],
-            norm_weight,
-            weight,
-            bias,
-            q_norm,
-            k_norm,
-            rope,
-            positions[:n],
-            k_cache.shape[1],
-            eps,
-        )
+            x[:n], norm_weight, reference.dequantize(weight, weight_scale, dtype), bias, q_norm,
+            k_norm, rope, positions[:n], k_cache.shape[1], eps, sums,
+        )  # fmt: skip
         reference.write_cache(k, slots[:n], k_cache, k_scale)
         reference.write_cache(v, slots[:n], v_cache, v_scale)
 
@@ -89,10 +98,10 @@ def _qkv_rope_cache(
 
 
 define(
-    "qkv_rope_cache(Tensor x, Tensor? norm_weight, Tensor weight, Tensor? bias, Tensor? q_norm, "
-    "Tensor? k_norm, Tensor rope, Tensor positions, Tensor slots, Tensor num_rows, "
-    "Tensor k_scale, Tensor v_scale, float eps, Tensor(a!) q, Tensor(b!) k_cache, "
-    "Tensor(c!) v_cache) -> ()",
+    "qkv_rope_cache(Tensor x, Tensor? norm_weight, Tensor? sum_squares, Tensor weight, "
+    "Tensor? weight_scale, Tensor? bias, Tensor? q_norm, Tensor? k_norm, Tensor rope, "
+    "Tensor positions, Tensor slots, Tensor num_rows, Tensor k_scale, Tensor v_scale, float eps, "
+    "Tensor(a!) q, Tensor(b!) k_cache, Tensor(c!) v_cache, Tensor(d!) workspace) -> ()",
     _qkv_rope_cache,
 )
 
@@ -114,11 +123,16 @@ def qkv_rope_cache(
     k_cache: Tensor,
     v_cache: Tensor,
     q: Tensor | None = None,
+    *,
+    sum_squares: Tensor | None = None,
+    weight_scale: Tensor | None = None,
+    workspace: Tensor | None = None,
 ) -> Tensor:
     """Project to query, key and value, rotate, and store key and value in the paged cache.
 
     Args:
-        x: ``[R, Hin]``; Hin is 2H in the first layer.
+        x: ``[R, Hin]``; Hin is 2H in the first layer. On CUDA it is a multiple of 64, and D is 64
+            or 128.
         norm_weight: ``[Hin]`` RMSNorm applied to x first, or None if x is normed.
         weight: ``[(Nq + 2 Nkv) * D, Hin]``, rows of q, then k, then v.
         bias: ``[(Nq + 2 Nkv) * D]`` or None.
@@ -135,6 +149,11 @@ def qkv_rope_cache(
             written. Working dtype, float8_e4m3fn or float8_e5m2.
         v_cache: Like `k_cache`; the two may be halves of one tensor.
         q: ``[R, Nq, D]``, written.
+        sum_squares: The sums of squares of x from `linear_residual`, if there are such; x is read
+            once more if None.
+        weight_scale: ``[(Nq + 2 Nkv) * D]`` float32, of the rows of a float8_e4m3fn weight; None
+            for others.
+        workspace: Zeroed memory of this stream from `linear_workspace`; allocated if None.
 
     Returns:
         `q`.
@@ -146,15 +165,24 @@ def qkv_rope_cache(
     if q is None:
         D = rope.shape[-1]
         q = x.new_empty(x.shape[0], weight.shape[0] // D - 2 * k_cache.shape[1], D)
+    if workspace is None:
+        workspace = linear_workspace(x.device)
     torch.ops.p_eagle.qkv_rope_cache(
-        x, norm_weight, weight, bias, q_norm, k_norm, rope, positions, slots, num_rows,
-        k_scale, v_scale, eps, q, k_cache, v_cache,
+        x, norm_weight, sum_squares, weight, weight_scale, bias, q_norm, k_norm, rope, positions,
+        slots, num_rows, k_scale, v_scale, eps, q, k_cache, v_cache, workspace,
     )  # fmt: skip
     return q
 
 
 def _linear_residual(
-    x: Tensor, weight: Tensor, bias: Tensor | None, num_rows: Tensor, residual: Tensor
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor | None,
+    bias: Tensor | None,
+    num_rows: Tensor,
+    residual: Tensor,
+    sum_squares: Tensor,
+    workspace: Tensor,
 ) -> CpuBody:
     op = "linear_residual"
     check_matrix(op, "x", x)
@@ -162,50 +190,84 @@ def _linear_residual(
     dtype = check_working_dtype(op, "x", x)
     (R, Hin), H = x.shape, weight.shape[0]
     check_tensor(op, "x", x, dtype, R, Hin)
-    check_tensor(op, "weight", weight, dtype, H, Hin)
+    check_weight(op, "weight", weight, weight_scale, dtype, H, Hin)
+    check(not x.is_cuda or H % 8 == 0, f"{op}: H must be a multiple of 8 on CUDA, got {H}")
     if bias is not None:
         check_tensor(op, "bias", bias, dtype, H)
     check_num_rows(op, num_rows)
     check_tensor(op, "residual", residual, dtype, R, H)
+    check_sum_squares(op, sum_squares, dtype, R, H)
+    check_workspace(op, workspace)
 
     def on_cpu() -> None:
         n = count_rows(op, num_rows, len(x))
-        residual[:n] = reference.linear_residual(x[:n], weight, bias, residual[:n])
+        full_weight = reference.dequantize(weight, weight_scale, dtype)
+        residual[:n] = reference.linear_residual(x[:n], full_weight, bias, residual[:n])
+        sum_squares[:, :n] = reference.sum_squares(residual[:n])
 
     return on_cpu
 
 
 define(
-    "linear_residual(Tensor x, Tensor weight, Tensor? bias, Tensor num_rows, "
-    "Tensor(a!) residual) -> ()",
+    "linear_residual(Tensor x, Tensor weight, Tensor? weight_scale, Tensor? bias, "
+    "Tensor num_rows, Tensor(a!) residual, Tensor(b!) sum_squares, Tensor(c!) workspace) -> ()",
     _linear_residual,
 )
 
 
 def linear_residual(
-    x: Tensor, weight: Tensor, bias: Tensor | None, num_rows: Tensor, residual: Tensor
-) -> Tensor:
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    num_rows: Tensor,
+    residual: Tensor,
+    sum_squares: Tensor | None = None,
+    *,
+    weight_scale: Tensor | None = None,
+    workspace: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """Add a projection to the residual stream: ``residual += x @ weight.T + bias``.
 
     Args:
-        x: ``[R, Hin]``.
+        x: ``[R, Hin]``. On CUDA Hin is a multiple of 64, H of 8.
         weight: ``[H, Hin]``.
         bias: ``[H]`` or None.
         num_rows: ``[1]`` int32.
         residual: ``[R, H]``, read and written.
+        sum_squares: ``[ceil(H / 64), R]`` float32 (float64 for float64), written: of each row of
+            the new residual, the sum of squares of each 64 columns. The op that norms the residual
+            next takes them.
+        weight_scale: ``[H]`` float32, of the rows of a float8_e4m3fn weight; None for others.
+        workspace: Zeroed memory of this stream from `linear_workspace`; allocated if None.
 
     Returns:
-        `residual`.
+        ``(residual, sum_squares)``.
 
     Numerics:
-        Products accumulate in float32 or wider; at most two roundings per element.
+        Products accumulate in float32 or wider; at most two roundings per element. On CUDA a row's
+        result does not depend on the other rows, as long as R is at most 32.
     """
-    torch.ops.p_eagle.linear_residual(x, weight, bias, num_rows, residual)
-    return residual
+    if sum_squares is None:
+        groups = -(-residual.shape[1] // reference.STATISTIC_COLUMNS)
+        sum_squares = x.new_empty(groups, residual.shape[0], dtype=wide_dtype(x.dtype))
+    if workspace is None:
+        workspace = linear_workspace(x.device)
+    torch.ops.p_eagle.linear_residual(
+        x, weight, weight_scale, bias, num_rows, residual, sum_squares, workspace
+    )
+    return residual, sum_squares
 
 
 def _norm_swiglu(
-    x: Tensor, norm_weight: Tensor, gate_up: Tensor, num_rows: Tensor, eps: float, out: Tensor
+    x: Tensor,
+    norm_weight: Tensor,
+    sum_squares: Tensor | None,
+    gate_up: Tensor,
+    gate_up_scale: Tensor | None,
+    num_rows: Tensor,
+    eps: float,
+    out: Tensor,
+    workspace: Tensor,
 ) -> CpuBody:
     op = "norm_swiglu"
     check_matrix(op, "x", x)
@@ -215,20 +277,25 @@ def _norm_swiglu(
     check(rows % 2 == 0, f"{op}: `gate_up` must have an even number of rows, got {rows}")
     check_tensor(op, "x", x, dtype, R, H)
     check_tensor(op, "norm_weight", norm_weight, dtype, H)
-    check_tensor(op, "gate_up", gate_up, dtype, rows, H)
+    check_sum_squares(op, sum_squares, dtype, R, H)
+    check_weight(op, "gate_up", gate_up, gate_up_scale, dtype, rows, H)
     check_num_rows(op, num_rows)
     check_tensor(op, "out", out, dtype, R, rows // 2)
+    check_workspace(op, workspace)
 
     def on_cpu() -> None:
         n = count_rows(op, num_rows, len(x))
-        out[:n] = reference.norm_swiglu(x[:n], norm_weight, gate_up, eps)
+        sums = None if sum_squares is None else sum_squares[:, :n]
+        full_weight = reference.dequantize(gate_up, gate_up_scale, dtype)
+        out[:n] = reference.norm_swiglu(x[:n], norm_weight, full_weight, eps, sums)
 
     return on_cpu
 
 
 define(
-    "norm_swiglu(Tensor x, Tensor norm_weight, Tensor gate_up, Tensor num_rows, float eps, "
-    "Tensor(a!) out) -> ()",
+    "norm_swiglu(Tensor x, Tensor norm_weight, Tensor? sum_squares, Tensor gate_up, "
+    "Tensor? gate_up_scale, Tensor num_rows, float eps, Tensor(a!) out, Tensor(b!) workspace) "
+    "-> ()",
     _norm_swiglu,
 )
 
@@ -240,16 +307,24 @@ def norm_swiglu(
     num_rows: Tensor,
     eps: float,
     out: Tensor | None = None,
+    *,
+    sum_squares: Tensor | None = None,
+    gate_up_scale: Tensor | None = None,
+    workspace: Tensor | None = None,
 ) -> Tensor:
     """Norm, project to gate and up, and gate: ``out = silu(gate) * up``.
 
     Args:
-        x: ``[R, H]``, the residual stream.
+        x: ``[R, H]``, the residual stream. On CUDA H is a multiple of 64.
         norm_weight: ``[H]``, ``post_attention_layernorm``.
         gate_up: ``[2I, H]``, the gate's rows, then the up projection's.
         num_rows: ``[1]`` int32.
         eps: Added to the mean square.
         out: ``[R, I]``, written.
+        sum_squares: The sums of squares of x from `linear_residual`, if there are such; x is read
+            once more if None.
+        gate_up_scale: ``[2I]`` float32, of the rows of a float8_e4m3fn weight; None for others.
+        workspace: Zeroed memory of this stream from `linear_workspace`; allocated if None.
 
     Returns:
         `out`.
@@ -259,5 +334,9 @@ def norm_swiglu(
     """
     if out is None:
         out = x.new_empty(x.shape[0], gate_up.shape[0] // 2)
-    torch.ops.p_eagle.norm_swiglu(x, norm_weight, gate_up, num_rows, eps, out)
+    if workspace is None:
+        workspace = linear_workspace(x.device)
+    torch.ops.p_eagle.norm_swiglu(
+        x, norm_weight, sum_squares, gate_up, gate_up_scale, num_rows, eps, out, workspace
+    )
     return out

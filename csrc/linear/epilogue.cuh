@@ -1,0 +1,122 @@
+// What the epilogues of the linear layers share: which rows of the weight meet in a tile, and which
+// values of the product a thread holds.
+#pragma once
+
+#include <cutlass/numeric_types.h>
+
+#include "common/reduce.cuh"
+#include "linear/kernel.cuh"
+#include "ops.h"
+
+namespace p_eagle {
+
+// A thread holds rows g and g + 8 of the 16 that its warp multiplies, for each of its tokens. Which
+// rows of the weight those are is free: here the 2g-th and the next, so that it writes pairs.
+template <int kTileRows>
+struct AdjacentRows {
+  CUTLASS_DEVICE static int weight_row(int num_rows, int tile, int row) {
+    int const found = tile * kTileRows + row / 16 * 16 + row % 8 * 2 + row / 8 % 2;
+    return found < num_rows ? found : -1;
+  }
+
+  // The first of the thread's two rows.
+  CUTLASS_DEVICE static int thread_row(int tile) {
+    int const warp = threadIdx.x / kWarpSize;
+    int const group = threadIdx.x % kWarpSize / 4;
+    return tile * kTileRows + warp * kWarpRows + group * 2;
+  }
+};
+
+// Here the i-th of the upper half and the i-th of the lower half of a group of rows: what has to meet
+// in one thread does, and the weight stays as it is stored.
+struct PairedHalves {
+  // i, and in which half, of a row of the tile.
+  CUTLASS_DEVICE static int index(int row) { return row / 16 * 8 + row % 8; }
+  CUTLASS_DEVICE static int half(int row) { return row / 8 % 2; }
+
+  CUTLASS_DEVICE static int thread_index() {
+    return threadIdx.x / kWarpSize * 8 + threadIdx.x % kWarpSize / 4;
+  }
+};
+
+// The i-th of the thread's tokens, of which it has a pair of every eight.
+CUTLASS_DEVICE int thread_token(int i) { return i / 2 * 8 + threadIdx.x % 4 * 2 + i % 2; }
+
+CUTLASS_DEVICE float weight_scale(LinearWeight const& weight, int row) {
+  return weight.scale ? weight.scale[row] : 1.0f;
+}
+
+// A bias or the like, which may not be there.
+template <class Element>
+CUTLASS_DEVICE float optional_element(void const* data, int index, float otherwise) {
+  return data ? float(static_cast<Element const*>(data)[index]) : otherwise;
+}
+
+template <class Element>
+using ElementPair = cutlass::AlignedArray<Element, 2>;
+
+template <class Element>
+CUTLASS_DEVICE float2 load_pair(Element const* place) {
+  auto const pair = *reinterpret_cast<ElementPair<Element> const*>(place);
+  return {float(pair[0]), float(pair[1])};
+}
+
+// Returns the values as they are stored.
+template <class Element>
+CUTLASS_DEVICE float2 store_pair(Element* place, float first, float second) {
+  ElementPair<Element> pair;
+  pair[0] = Element(first);
+  pair[1] = Element(second);
+  *reinterpret_cast<ElementPair<Element>*>(place) = pair;
+  return {float(pair[0]), float(pair[1])};
+}
+
+// Calls visit(i, token, upper, lower) for each of the thread's tokens that exists, the i-th of them,
+// with references to its two values.
+template <class Config, class Visit>
+CUTLASS_DEVICE void for_each_token(TileRows<Config::kTokens> const& rows,
+                                   typename Config::Accumulator& acc, Visit const& visit) {
+  CUTLASS_PRAGMA_UNROLL
+  for (int i = 0; i < Config::kThreadTokens; ++i) {
+    int const token = thread_token(i);
+    if (rows.source_row[token] >= 0) {
+      float (&values)[4] = acc.values[i / 2];
+      visit(i, token, values[i % 2], values[2 + i % 2]);
+    }
+  }
+}
+
+// Sums, over the rows of a tile, of one value that each thread has for each of its tokens.
+template <class Config>
+struct TokenSums {
+  float warp_sums[Config::kWarps][Config::kTokens];
+
+  // Of each warp's rows. Contains a __syncthreads().
+  CUTLASS_DEVICE void gather(float const (&values)[Config::kThreadTokens]) {
+    CUTLASS_PRAGMA_UNROLL
+    for (int i = 0; i < Config::kThreadTokens; ++i) {
+      float sum = values[i];
+      CUTLASS_PRAGMA_UNROLL
+      for (int offset = 4; offset < kWarpSize; offset *= 2) {  // the lanes with the same tokens
+        sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+      }
+      if (threadIdx.x % kWarpSize < 4) {
+        warp_sums[threadIdx.x / kWarpSize][thread_token(i)] = sum;
+      }
+    }
+    __syncthreads();
+  }
+
+  // Of the rows of `kWarps` warps.
+  template <int kWarps>
+  CUTLASS_DEVICE float sum(int token, int first_warp) const {
+    float sum = 0.0f;
+    CUTLASS_PRAGMA_UNROLL
+    for (int warp = 0; warp < kWarps; ++warp) {
+      sum += warp_sums[first_warp + warp][token];
+    }
+    return sum;
+  }
+};
+
+}  // namespace p_eagle

@@ -1,0 +1,63 @@
+// From the arguments of a linear layer to the one kernel that is made for them.
+#pragma once
+
+#include <cutlass/numeric_types.h>
+
+#include "common/launch.h"
+#include "linear/kernel.cuh"
+
+namespace p_eagle {
+
+template <class Config, class Epilogue>
+cudaError_t launch_linear_with(typename Epilogue::Params const& params, cudaStream_t stream) {
+  int num_sms = 0;
+  if (cudaError_t const status = count_sms(num_sms); status != cudaSuccess) {
+    return status;
+  }
+  int const max_ctas = linear_grid(Config::kTile, num_sms);
+  int const token_tiles = (params.input.max_rows + Config::kTokens - 1) / Config::kTokens;
+  LinearPartition const partition =
+      LinearPartition::make(Epilogue::num_tiles(params), params.weight.columns / kBlockColumns,
+                            max_ctas, token_tiles == 1);
+  LaunchPlan const plan{.grid = dim3(partition.num_ctas, token_tiles),
+                        .block = dim3(Config::kThreads),
+                        .smem_bytes = sizeof(LinearStorage<Config, Epilogue>),
+                        .stream = stream};
+  return launch(&linear_kernel<Config, Epilogue>, plan, params);
+}
+
+template <class Epilogue, class Element, bool kIsE4M3>
+cudaError_t dispatch_tokens(typename Epilogue::Params const& params, cudaStream_t stream) {
+  constexpr int kRows = Epilogue::kTileRows;
+  switch (tile_tokens(params.input.max_rows)) {
+    case 8:
+      return launch_linear_with<LinearConfig<Element, kIsE4M3, kRows, 8>, Epilogue>(params, stream);
+    case 16:
+      return launch_linear_with<LinearConfig<Element, kIsE4M3, kRows, 16>, Epilogue>(params,
+                                                                                     stream);
+    default:
+      return launch_linear_with<LinearConfig<Element, kIsE4M3, kRows, 32>, Epilogue>(params,
+                                                                                     stream);
+  }
+}
+
+template <template <class> class EpilogueOf>
+cudaError_t launch_linear(typename EpilogueOf<cutlass::half_t>::Params const& params, DType dtype,
+                          cudaStream_t stream) {
+  bool const is_e4m3 = params.weight.scale != nullptr;
+  switch (dtype) {
+    case DType::kBFloat16: {
+      using Element = cutlass::bfloat16_t;
+      return is_e4m3 ? dispatch_tokens<EpilogueOf<Element>, Element, true>(params, stream)
+                     : dispatch_tokens<EpilogueOf<Element>, Element, false>(params, stream);
+    }
+    case DType::kHalf: {
+      using Element = cutlass::half_t;
+      return is_e4m3 ? dispatch_tokens<EpilogueOf<Element>, Element, true>(params, stream)
+                     : dispatch_tokens<EpilogueOf<Element>, Element, false>(params, stream);
+    }
+  }
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace p_eagle

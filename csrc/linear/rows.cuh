@@ -1,0 +1,197 @@
+// The rows that a linear layer multiplies, on their way to the tensor cores: each thread loads a few
+// 16-byte vectors of a block of 64 columns ahead of time, norms them while it stores them to shared
+// memory, and every warp multiplies them from there. So the norm costs no pass over memory and no
+// launch, and is rounded as the norm by itself would be.
+#pragma once
+
+#include <cutlass/array.h>
+#include <cutlass/numeric_conversion.h>
+#include <cutlass/numeric_types.h>
+
+#include <cstdint>
+
+#include "common/reduce.cuh"
+#include "linear/weights.cuh"
+#include "ops.h"
+
+namespace p_eagle {
+
+inline constexpr int kVecElems = 8;  // of 16 bits
+inline constexpr int kBlockVecs = kBlockColumns / kVecElems;
+
+// What is known of the rows of a token tile once the previous kernel has ended.
+template <int kTokens>
+struct TileRows {
+  static constexpr int kParts = 4;  // of a sum of squares; not more where tokens are fewer, or bits
+                                    // would depend on that
+
+  int source_row[kTokens];  // -1: the row does not exist
+  float rstd[kMaxTaps][kTokens];
+  float partial[kParts][kTokens];
+
+  // Fills source_row. The caller synchronises.
+  CUTLASS_DEVICE void find_rows(LinearInput const& input, int first_row) {
+    int const token = threadIdx.x;
+    if (token < kTokens) {
+      int const row = first_row + token;
+      int source = -1;
+      if (row < *input.num_rows) {
+        source = input.source_row ? input.source_row[row] : row;
+      }
+      source_row[token] = source;
+    }
+  }
+
+  // Fills rstd from sums of squares that the kernel before has left. Contains a __syncthreads().
+  CUTLASS_DEVICE void norms_from_sums(LinearInput const& input, int columns) {
+    int const token = threadIdx.x % kTokens;
+    int const part = threadIdx.x / kTokens;
+    int const source = source_row[token];
+    if (part < kParts) {
+      int const groups = (columns + kStatisticColumns - 1) / kStatisticColumns;
+      float sum = 0.0f;
+      if (source >= 0) {
+        for (int group = part; group < groups; group += kParts) {
+          sum += input.sum_squares[int64_t(group) * input.max_rows + source];
+        }
+      }
+      partial[part][token] = sum;
+    }
+    __syncthreads();
+    if (threadIdx.x < kTokens) {
+      float const sum =
+          (partial[0][token] + partial[1][token]) + (partial[2][token] + partial[3][token]);
+      rstd[0][token] = rsqrtf(sum / float(columns) + input.eps);
+    }
+  }
+
+  // Fills rstd from the rows themselves, a warp for each row.
+  template <class Element, int kThreads>
+  CUTLASS_DEVICE void norms_from_rows(LinearInput const& input, int columns) {
+    int const groups = input.norms_each_tap ? input.num_taps : 1;
+    int const width = columns / groups;
+    for (int i = threadIdx.x / kWarpSize; i < groups * kTokens; i += kThreads / kWarpSize) {
+      int const group = i / kTokens;
+      int const source = source_row[i % kTokens];
+      float sum = 0.0f;
+      if (source >= 0) {
+#pragma unroll 1
+        for (int column = threadIdx.x % kWarpSize * kVecElems; column < width;
+             column += kWarpSize * kVecElems) {
+          auto const values = load_values<Element>(input, source, group * width + column);
+          CUTLASS_PRAGMA_UNROLL
+          for (int j = 0; j < kVecElems; ++j) {
+            sum += values[j] * values[j];
+          }
+        }
+      }
+      sum = warp_sum(sum);
+      if (threadIdx.x % kWarpSize == 0) {
+        rstd[group][i % kTokens] = rsqrtf(sum / float(width) + input.eps);
+      }
+    }
+  }
+
+ private:
+  template <class Element>
+  CUTLASS_DEVICE static cutlass::Array<float, kVecElems> load_values(LinearInput const& input,
+                                                                     int source, int column) {
+    using Vec = cutlass::AlignedArray<Element, kVecElems>;
+    auto const* tap = static_cast<Element const*>(input.taps[column / input.tap_width]);
+    int64_t const offset = int64_t(source) * input.tap_width + column % input.tap_width;
+    return cutlass::NumericArrayConverter<float, Element, kVecElems>::convert(
+        *reinterpret_cast<Vec const*>(tap + offset));
+  }
+};
+
+// A block of 64 columns of the rows, in shared memory.
+template <int kTokens>
+struct RowBlock {
+  Vec16 vecs[kTokens * kBlockVecs];
+
+  // The fragments of MMA steps 2 * half and 2 * half + 1, for the eight rows from `first_token` on.
+  CUTLASS_DEVICE Vec16 fragments(int first_token, int half, int lane) const {
+    return vecs[swizzled_vec(first_token + lane / 4, 2 * (lane % 4) + half)];
+  }
+};
+
+// A thread's share of the blocks of the rows: vector threadIdx.x % 8 of some tokens.
+template <class Element, int kTokens, int kThreads>
+class RowLoader {
+ public:
+  using Elements = cutlass::Array<Element, kVecElems>;
+  using Vec = cutlass::AlignedArray<Element, kVecElems>;
+  using Values = cutlass::Array<float, kVecElems>;
+  using ToFloat = cutlass::NumericArrayConverter<float, Element, kVecElems>;
+  using ToElement = cutlass::NumericArrayConverter<Element, float, kVecElems>;
+
+  static constexpr int kVecs = kTokens * kBlockVecs;
+  static constexpr int kThreadVecs = (kVecs + kThreads - 1) / kThreads;
+
+  CUTLASS_DEVICE RowLoader(LinearInput const& input, TileRows<kTokens> const& rows)
+      : input_(input), rows_(rows) {}
+
+  // Starts to read the block at `column`.
+  CUTLASS_DEVICE void load(int column) {
+    int const tap = column / input_.tap_width;
+    auto const* base = static_cast<Element const*>(input_.taps[tap]);
+    int const offset = column % input_.tap_width + threadIdx.x % kBlockVecs * kVecElems;
+    CUTLASS_PRAGMA_UNROLL
+    for (int i = 0; i < kThreadVecs; ++i) {
+      vecs_[i].clear();
+      int const source = source_row(i);
+      if (source >= 0) {
+        vecs_[i] =
+            *reinterpret_cast<Vec const*>(base + int64_t(source) * input_.tap_width + offset);
+      }
+    }
+    norm_group_ = input_.norms_each_tap ? tap : 0;
+    if (input_.norm_weight) {
+      auto const* weight = static_cast<Element const*>(input_.norm_weight);
+      norm_weight_ =
+          *reinterpret_cast<Vec const*>(weight + column + threadIdx.x % kBlockVecs * kVecElems);
+    }
+  }
+
+  // Norms what load() has read, and stores it.
+  CUTLASS_DEVICE void store(RowBlock<kTokens>& block) {
+    Values scale;
+    if (input_.norm_weight) {
+      scale = ToFloat::convert(norm_weight_);
+    }
+    CUTLASS_PRAGMA_UNROLL
+    for (int i = 0; i < kThreadVecs; ++i) {
+      int const token = this->token(i);
+      if (token >= kTokens) {
+        continue;
+      }
+      Vec vec = vecs_[i];
+      if (input_.norm_weight) {
+        float const rstd = rows_.rstd[norm_group_][token];
+        Values values = ToFloat::convert(vec);
+        CUTLASS_PRAGMA_UNROLL
+        for (int j = 0; j < kVecElems; ++j) {
+          values[j] *= rstd * scale[j];
+        }
+        static_cast<Elements&>(vec) = ToElement::convert(values);
+      }
+      auto& place = block.vecs[swizzled_vec(token, threadIdx.x % kBlockVecs)];
+      place = reinterpret_cast<Vec16 const&>(vec);
+    }
+  }
+
+ private:
+  CUTLASS_DEVICE static int token(int i) { return (threadIdx.x + i * kThreads) / kBlockVecs; }
+
+  CUTLASS_DEVICE int source_row(int i) const {
+    return token(i) < kTokens ? rows_.source_row[token(i)] : -1;
+  }
+
+  LinearInput const& input_;
+  TileRows<kTokens> const& rows_;
+  Vec vecs_[kThreadVecs];
+  Vec norm_weight_;
+  int norm_group_ = 0;
+};
+
+}  // namespace p_eagle

@@ -1,0 +1,50 @@
+// Which tile a linear layer is cut into: one table, looked up at compile time by the kernels and at
+// run time by whoever plans a launch. Plain C++, tested on the host for every published shape.
+#pragma once
+
+#include <cstddef>
+#include <stdexcept>
+
+namespace p_eagle {
+
+// All tiles take the weight 64 columns at a time: 128 bytes of a row in 16 bits, one cache line.
+inline constexpr int kBlockColumns = 64;
+inline constexpr int kWarpRows = 16;  // rows of the weight that one warp multiplies: M of the MMA
+
+struct LinearTile {
+  int rows;          // of the weight, kWarpRows for each warp
+  int tokens;        // columns of the product; a launch has more tiles of them where rows are more
+  int weight_bytes;  // of one element
+  int stages;        // blocks of the weight in shared memory
+  int ctas_per_sm;   // of the grid; no correctness depends on how many are resident
+
+  constexpr int threads() const { return rows / kWarpRows * 32; }
+  constexpr int stage_bytes() const { return rows * kBlockColumns * weight_bytes; }
+  constexpr int partial_floats() const { return rows * tokens; }
+};
+
+// Chosen so that the blocks in flight cover the latency of memory (26 to 33 KB per SM on Hopper) more
+// than twice, and that the CTAs of two kernels fit an SM together: the next kernel's weights are
+// underway while this one ends.
+inline constexpr LinearTile kLinearTiles[] = {
+    {64, 8, 2, 6, 2},   {64, 16, 2, 6, 2},   {64, 32, 2, 5, 2},   // 16-bit weights
+    {64, 8, 1, 10, 2},  {64, 16, 1, 10, 2},  {64, 32, 1, 10, 2},  // e4m3
+    {128, 8, 2, 6, 1},  {128, 16, 2, 6, 1},  {128, 32, 2, 5, 1},  // heads of 128
+    {128, 8, 1, 10, 1}, {128, 16, 1, 10, 1}, {128, 32, 1, 10, 1},
+};
+
+inline constexpr int kMaxTileTokens = 32;
+
+// The fewest tokens of a tile that hold so many rows.
+constexpr int tile_tokens(int num_rows) { return num_rows <= 8 ? 8 : num_rows <= 16 ? 16 : 32; }
+
+constexpr LinearTile linear_tile(int rows, int tokens, int weight_bytes) {
+  for (LinearTile const& tile : kLinearTiles) {
+    if (tile.rows == rows && tile.tokens == tokens && tile.weight_bytes == weight_bytes) {
+      return tile;
+    }
+  }
+  throw std::invalid_argument("linear_tile: no such tile");
+}
+
+}  // namespace p_eagle
