@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sim.emulator import Order
+from sim.emulator import Order, Traffic
 from sim.micro_kernels import Conformance
 
 RNG = np.random.default_rng(0)
@@ -102,3 +102,17 @@ def test_traffic(conformance: Conformance) -> None:
         # Each store leaves out every other 16 bytes, so it touches all 32 sectors.
         assert (written.bytes, written.sectors, written.unique_sectors) == (1024, 64, 32)
     assert launch.traffic["out0"].read.bytes == 0
+
+
+def test_lanes_that_meet_again_make_one_request(conformance: Conformance) -> None:
+    """In order, they run on together from where their paths join: requests are those of a GPU."""
+    x = RNG.integers(0, 100, 32, dtype=np.int32)
+    (got,) = conformance.run(
+        "memory.cu", "after_a_branch", inputs=[x], outputs=[(32, np.int32)], n=[2]
+    )
+    sums = np.array([1, 5, 18, 58])  # of 2 to 5 steps
+    np.testing.assert_array_equal(got, x + np.tile(sums, 8))
+    for launch in conformance.launches:
+        if conformance.settings.order == Order.IN_ORDER:
+            assert launch.traffic["in0"].read == Traffic(128, 4, 4)
+            assert launch.traffic["out0"].written == Traffic(128, 4, 4)

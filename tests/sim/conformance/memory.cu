@@ -63,6 +63,18 @@ MICRO_KERNEL(vectors) {
   asm volatile("st.global.cs.v2.b64 [%0], {%1, %2};" ::"l"(out + 1), "l"(b.y), "l"(b.x));
 }
 
+// A load and a store of all lanes, after a branch in which they had parted.
+MICRO_KERNEL(after_a_branch) {
+  int const t = int(threadIdx.x);
+  int const steps = args.n[0] + t % 4;
+  int sum = 0;
+#pragma unroll 1
+  for (int i = 0; i < steps; ++i) {
+    sum = sum * 3 + i;
+  }
+  args.output<int>(0)[t] = args.input<int>(0)[t] + sum;
+}
+
 // The same bytes through shared, generic and windowed addresses.
 MICRO_KERNEL(shared_and_generic) {
   __shared__ int direct[32];
