@@ -69,6 +69,40 @@ MICRO_KERNEL(race_within_warp) {
 
 MICRO_KERNEL(race_across_blocks) { args.output<int>(0)[threadIdx.x] = int(blockIdx.x); }
 
+// Three warps read, and the fourth writes after it has met two of them.
+MICRO_KERNEL(one_reader_is_not_waited_for) {
+  __shared__ int values[32];
+  int const lane = int(threadIdx.x % 32), warp = int(threadIdx.x / 32);
+  if (warp == 0) {
+    values[lane] = lane;
+  }
+  __syncthreads();
+  if (warp < 3) {
+    args.output<int>(0)[threadIdx.x] = values[lane];
+  }
+  if (warp != args.n[0]) {
+    asm volatile("bar.sync 1, 96;" ::: "memory");
+  }
+  if (warp == 3) {
+    values[lane] = 0;
+    args.output<int>(0)[threadIdx.x] = 0;
+  }
+}
+
+// Atomic operations on a word do not race with each other; the plain write after them does, with the
+// read, which nothing orders.
+MICRO_KERNEL(plain_write_after_atomics) {
+  auto* const word = args.output<int>(1);
+  int seen = 0;
+  if (threadIdx.x == 0) {
+    asm volatile("ld.relaxed.gpu.global.b32 %0, [%1];" : "=r"(seen) : "l"(word) : "memory");
+  } else if (threadIdx.x == 32) {
+    seen = atomicAdd(word, 1);
+    *word = 0;
+  }
+  args.output<int>(0)[threadIdx.x] = seen;
+}
+
 // The message of conformance/memory.cu with a fence of too narrow a scope.
 MICRO_KERNEL(fence_too_narrow) {
   auto* data = args.output<int>(0);
