@@ -93,6 +93,11 @@ def test_bulk_round_trip(conformance: Conformance, steps: int) -> None:
         assert launch.traffic["in0"].read.bytes == x.nbytes
 
 
+def test_fence_of_the_issuer(conformance: Conformance) -> None:
+    (got,) = conformance.run("async_copy.cu", "fence_of_the_issuer", outputs=[(64, INT)], block=64)
+    np.testing.assert_array_equal(got, 3 * np.arange(64))
+
+
 def test_reuse_and_read_back(conformance: Conformance) -> None:
     steps = 4
     stored, read_back = conformance.run(

@@ -76,6 +76,7 @@ FAULTS = [
     # cp.async
     fault("no_wait_for_copies", "race", "asynchronous copy issued by thread", needs=RACE),
     fault("waits_for_too_few_groups", "race", "asynchronous copy issued by", needs=RACE),
+    fault("copies_of_two_groups_to_one_place", "race", "a write of shared", needs=RACE),
     fault("no_barrier_after_copies", "race", "asynchronous copy issued by", needs=RACE, block=64,
           inputs=[np.arange(256, dtype=INT)]),
     fault("misaligned_copy", "align", "cp.async of 16 bytes", n=[1]),

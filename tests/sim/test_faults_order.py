@@ -57,9 +57,9 @@ LOOK = {
 
 def check(
     conformance: Conformance, kernel: str, *, ordered: bool, initial: tuple[np.ndarray, ...] = (),
-    outputs: int, n: list[int], **shape: int,
+    inputs: tuple[np.ndarray, ...] = (), outputs: int, n: list[int], **shape: int,
 ) -> None:  # fmt: skip
-    arguments = {"n": n, "outputs": [*initial, (outputs, INT)], **shape}
+    arguments = {"n": n, "inputs": inputs, "outputs": [*initial, (outputs, INT)], **shape}
     if ordered:
         *_, got = conformance.run(SOURCE, kernel, **arguments)
         np.testing.assert_array_equal(got, 7)
@@ -77,6 +77,16 @@ def test_message(conformance: Conformance, give: str, look: str, grid: int) -> N
         conformance, "message", ordered=min(GIVE[give], LOOK[look]) >= wanted,
         initial=(np.zeros(1, INT), np.zeros(1, INT)), outputs=1, grid=grid, block=64 // grid,
         n=[list(GIVE).index(give), list(LOOK).index(look)],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize("give", [x for x in GIVE if GIVE[x] != Scope.NONE])
+def test_message_of_a_copy(conformance: Conformance, give: str, waits: bool) -> None:
+    check(
+        conformance, "message_of_a_copy", ordered=waits, inputs=(np.full(4, 7, INT),),
+        initial=(np.zeros(1, INT),), outputs=1, block=64,
+        n=[list(GIVE).index(give), int(waits)],
     )  # fmt: skip
 
 

@@ -139,6 +139,19 @@ MICRO_KERNEL(each_copy_arrives) {
 
 // ---- Bulk copies --------------------------------------------------------------------------------
 
+// One fence is enough for what all have written, if it comes after a barrier, before the copy.
+MICRO_KERNEL(fence_of_the_issuer) {
+  __shared__ alignas(16) int values[64];
+  values[threadIdx.x] = 3 * int(threadIdx.x);
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    fence_proxy_async();
+    bulk_store(args.output<int>(0), values, sizeof values);
+    bulk_commit();
+    bulk_wait<0>();
+  }
+}
+
 // In with an mbarrier, changed, out with a group; two buffers in turn, and three sizes of copies.
 MICRO_KERNEL(bulk_round_trip) {
   constexpr int kBytes = 1024;

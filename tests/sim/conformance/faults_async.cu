@@ -219,6 +219,17 @@ MICRO_KERNEL(waits_for_too_few_groups) {
   args.output<int>(0)[threadIdx.x] = values[4 * threadIdx.x];
 }
 
+// Groups of one thread end in any order.
+MICRO_KERNEL(copies_of_two_groups_to_one_place) {
+  __shared__ alignas(16) int values[128];
+  for (int i = 0; i < 2; ++i) {
+    copy_16(values + 4 * threadIdx.x, args.input<int>(0) + 4 * threadIdx.x);
+    asm volatile("cp.async.commit_group;" ::: "memory");
+  }
+  asm volatile("cp.async.wait_all;" ::: "memory");
+  args.output<int>(0)[threadIdx.x] = values[4 * threadIdx.x];
+}
+
 // The wait is for a thread's own copies; a barrier must tell the others.
 MICRO_KERNEL(no_barrier_after_copies) {
   __shared__ alignas(16) int values[256];

@@ -106,6 +106,26 @@ MICRO_KERNEL(message) {
   }
 }
 
+// What the first thread has copied, and has waited for, it passes on like what it wrote.
+MICRO_KERNEL(message_of_a_copy) {
+  __shared__ alignas(16) int data[4];
+  auto* const flag = args.output<int>(0);
+  if (threadIdx.x == 0) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(to_shared(data)),
+                 "l"(args.input<int>(0))
+                 : "memory");
+    if (args.n[1] != 0) {
+      asm volatile("cp.async.wait_all;" ::: "memory");
+    }
+    give(flag, args.n[0]);
+    asm volatile("cp.async.wait_all;" ::: "memory");
+  } else if (threadIdx.x == 63) {
+    while (look(flag, 2) == 0) {
+    }
+    args.output<int>(1)[0] = data[0];
+  }
+}
+
 // The same in shared memory, by way of an mbarrier: the first warp gives the sign to the second.
 MICRO_KERNEL(message_by_mbarrier) {
   __shared__ uint64_t barrier;
