@@ -61,6 +61,9 @@ MICRO_KERNEL(one_wgmma) {
   a += has(kLanesDiffer) && threadIdx.x % 32 == 7 ? 16 : 0;
   b |= has(kBaseOffset) ? uint64_t(1) << 49 : 0;
   a |= has(kOutOfBounds) ? uint64_t(0x2000) << 32 : 0;
+  if (has(kWaitForFewer)) {
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");  // the one that is complete
+  }
   float d[4] = {1, 1, 1, 1};
   if (!has(kNoFence)) {
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
