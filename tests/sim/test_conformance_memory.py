@@ -116,3 +116,11 @@ def test_lanes_that_meet_again_make_one_request(conformance: Conformance) -> Non
         if conformance.settings.order == Order.IN_ORDER:
             assert launch.traffic["in0"].read == Traffic(128, 4, 4)
             assert launch.traffic["out0"].written == Traffic(128, 4, 4)
+
+
+def test_prefetches_move_nothing(conformance: Conformance) -> None:
+    x = np.zeros(32, np.int32)
+    (got,) = conformance.run("memory.cu", "prefetches", inputs=[x], outputs=[(32, np.int32)])
+    np.testing.assert_array_equal(got, 1)
+    for launch in conformance.launches:
+        assert set(launch.traffic) == {"out0"}

@@ -63,6 +63,17 @@ MICRO_KERNEL(vectors) {
   asm volatile("st.global.cs.v2.b64 [%0], {%1, %2};" ::"l"(out + 1), "l"(b.y), "l"(b.x));
 }
 
+// Prefetches read nothing, and may name what is no memory at all.
+MICRO_KERNEL(prefetches) {
+  int const* const x = args.input<int>(0) + threadIdx.x;
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(x));
+  asm volatile("prefetch.global.L1 [%0];" ::"l"(x));
+  asm volatile("prefetch.global.L2::evict_last [%0];" ::"l"(x));
+  asm volatile("prefetch.L2 [%0+4096];" ::"l"(x));
+  asm volatile("prefetchu.L1 [%0];" ::"l"(x));
+  args.output<int>(0)[threadIdx.x] = 1;
+}
+
 // A load and a store of all lanes, after a branch in which they had parted.
 MICRO_KERNEL(after_a_branch) {
   int const t = int(threadIdx.x);
