@@ -98,6 +98,14 @@ def test_fence_of_the_issuer(conformance: Conformance) -> None:
     np.testing.assert_array_equal(got, 3 * np.arange(64))
 
 
+def test_first_of_two_groups(conformance: Conformance) -> None:
+    stored, read_back = conformance.run(
+        "async_copy.cu", "first_of_two_groups", outputs=[(8, INT), (1, INT)]
+    )
+    np.testing.assert_array_equal(stored, 5 + np.arange(8))
+    assert read_back[0] == 8
+
+
 def test_reuse_and_read_back(conformance: Conformance) -> None:
     steps = 4
     stored, read_back = conformance.run(
