@@ -69,24 +69,27 @@ MICRO_KERNEL(race_within_warp) {
 
 MICRO_KERNEL(race_across_blocks) { args.output<int>(0)[threadIdx.x] = int(blockIdx.x); }
 
-// Three warps read, and the fourth writes after it has met two of them.
+// All warps but the last read, which writes after it has met all of them but number n[0]. With n[1]
+// every lane reads the same word.
 MICRO_KERNEL(one_reader_is_not_waited_for) {
   __shared__ int values[32];
-  int const lane = int(threadIdx.x % 32), warp = int(threadIdx.x / 32);
+  int const warp = int(threadIdx.x / 32), writer = int(blockDim.x / 32) - 1;
+  int const place = args.n[1] != 0 ? 0 : int(threadIdx.x % 32);
   if (warp == 0) {
-    values[lane] = lane;
+    values[threadIdx.x] = 1;
   }
   __syncthreads();
-  if (warp < 3) {
-    args.output<int>(0)[threadIdx.x] = values[lane];
+  int seen = 0;
+  if (warp != writer) {
+    seen = values[place];
   }
   if (warp != args.n[0]) {
-    asm volatile("bar.sync 1, 96;" ::: "memory");
+    asm volatile("bar.sync 1, %0;" ::"r"(blockDim.x - 32) : "memory");
   }
-  if (warp == 3) {
-    values[lane] = 0;
-    args.output<int>(0)[threadIdx.x] = 0;
+  if (threadIdx.x % 32 == 0 && warp == writer) {
+    values[0] = 0;
   }
+  args.output<int>(0)[threadIdx.x] = seen;
 }
 
 // Atomic operations on a word do not race with each other; the plain write after them does, with the
