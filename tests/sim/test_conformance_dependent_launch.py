@@ -48,3 +48,10 @@ def test_begins_after_every_block(conformance: Conformance) -> None:
     assert run(SOURCE, "not_all_blocks_have_triggered", num_results=2) == [1, 0]
     if conformance.settings is not None:  # a GPU need not begin it then
         assert run(SOURCE, "one_block_has_triggered_and_one_has_left", num_results=2) == [1, 1]
+
+
+def test_in_a_graph(conformance: Conformance) -> None:
+    assert conformance.run_host(SOURCE, "replayed_twice", num_results=1) == [11]
+    if conformance.launches:
+        overlaps = [launch.overlaps_previous for launch in conformance.launches]
+        assert overlaps == [False, True, False, True]

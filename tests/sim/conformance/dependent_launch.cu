@@ -65,7 +65,7 @@ __global__ void speak(int* out) {
 }
 
 template <class... Parameters>
-cudaError_t launch(void (*kernel)(Parameters...), int blocks, bool overlaps,
+cudaError_t launch(cudaStream_t stream, void (*kernel)(Parameters...), int blocks, bool overlaps,
                    Parameters... parameters) {
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -73,6 +73,7 @@ cudaError_t launch(void (*kernel)(Parameters...), int blocks, bool overlaps,
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(blocks);
   config.blockDim = dim3(kThreads);
+  config.stream = stream;
   config.attrs = &attribute;
   config.numAttrs = 1;
   return cudaLaunchKernelEx(&config, kernel, parameters...);
@@ -92,9 +93,9 @@ int run(Chain const& chain, int* seen) {
   REQUIRE(cudaMalloc(&memory, 4 * kThreads * sizeof(int)));
   REQUIRE(cudaMemset(memory, 0, 4 * kThreads * sizeof(int)));
   int *const first = memory, *const second = first + kThreads, *const third = second + 2 * kThreads;
-  REQUIRE(launch(write, 1, false, first, 10, Waits::kNobody));
-  REQUIRE(launch(write, 2, chain.second_overlaps, second, 20, chain.second));
-  REQUIRE(launch(read, 1, chain.third_overlaps,
+  REQUIRE(launch(nullptr, write, 1, false, first, 10, Waits::kNobody));
+  REQUIRE(launch(nullptr, write, 2, chain.second_overlaps, second, 20, chain.second));
+  REQUIRE(launch(nullptr, read, 1, chain.third_overlaps,
                  static_cast<int const*>(chain.reads_second ? second : first), third, chain.third));
   int results[kThreads];
   REQUIRE(cudaMemcpy(results, third, sizeof results, cudaMemcpyDeviceToHost));
@@ -138,8 +139,8 @@ int listen(int triggering_block, int* seen) {
   int* memory = nullptr;
   REQUIRE(cudaMalloc(&memory, 2 * sizeof(int)));
   REQUIRE(cudaMemset(memory, 0, 2 * sizeof(int)));
-  REQUIRE(launch(trigger_and_listen, 2, false, memory, triggering_block));
-  REQUIRE(launch(speak, 1, true, memory));
+  REQUIRE(launch(nullptr, trigger_and_listen, 2, false, memory, triggering_block));
+  REQUIRE(launch(nullptr, speak, 1, true, memory));
   REQUIRE(cudaMemcpy(seen, memory, 2 * sizeof(int), cudaMemcpyDeviceToHost));
   return cudaFree(memory);
 }
@@ -149,6 +150,30 @@ int listen(int triggering_block, int* seen) {
 // A launch begins when all blocks of the one before have triggered or left, not before.
 HOST_TEST(not_all_blocks_have_triggered) { return listen(0, seen); }
 HOST_TEST(one_block_has_triggered_and_one_has_left) { return listen(1, seen); }
+
+// The first kernel of a graph depends on all that was before, whatever its launch said.
+HOST_TEST(replayed_twice) {
+  int* memory = nullptr;
+  REQUIRE(cudaMalloc(&memory, 2 * kThreads * sizeof(int)));
+  cudaStream_t stream = nullptr;
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t executable = nullptr;
+  REQUIRE(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  REQUIRE(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+  REQUIRE(launch(stream, write, 1, true, memory, 10, Waits::kNobody));
+  REQUIRE(launch(stream, read, 1, true, static_cast<int const*>(memory), memory + kThreads,
+                 Waits::kEverybody));
+  REQUIRE(cudaStreamEndCapture(stream, &graph));
+  REQUIRE(cudaGraphInstantiate(&executable, graph, 0));
+  REQUIRE(cudaGraphLaunch(executable, stream));
+  REQUIRE(cudaGraphLaunch(executable, stream));
+  REQUIRE(cudaStreamSynchronize(stream));
+  REQUIRE(cudaMemcpy(seen, memory + kThreads, sizeof(int), cudaMemcpyDeviceToHost));
+  REQUIRE(cudaGraphExecDestroy(executable));
+  REQUIRE(cudaGraphDestroy(graph));
+  REQUIRE(cudaStreamDestroy(stream));
+  return cudaFree(memory);
+}
 
 // ---- What is not ----------------------------------------------------------------------------------
 
