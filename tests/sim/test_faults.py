@@ -71,9 +71,9 @@ WHERE_VARIES = {"read_of_unwritten_output", "write_to_input"}
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f"{f.kernel}-{f.kind}")
 def test_fault(conformance: Conformance, fault: Fault) -> None:
-    start = time.monotonic()
+    start = time.process_time()
     reports = conformance.run_faulty("faults.cu", fault.kernel, **fault.arguments)
-    assert time.monotonic() - start < 20
+    assert time.process_time() - start < 20
     if fault.needs_race_detection and not conformance.settings.race_detection:
         return
     # A race may also be a read of what is not yet written.

