@@ -80,6 +80,15 @@ def test_message(conformance: Conformance, give: str, look: str, grid: int) -> N
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("give", [x for x in GIVE if GIVE[x] != Scope.NONE])
+def test_what_comes_after_the_sign_is_not_sent(conformance: Conformance, give: str) -> None:
+    check(
+        conformance, "message", ordered=False, outputs=1, block=64,
+        initial=(np.zeros(1, INT), np.zeros(1, INT)),
+        n=[list(GIVE).index(give), list(LOOK).index("ld.acquire.gpu"), 1],
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("waits", [False, True])
 @pytest.mark.parametrize("give", [x for x in GIVE if GIVE[x] != Scope.NONE])
 def test_message_of_a_copy(conformance: Conformance, give: str, waits: bool) -> None:

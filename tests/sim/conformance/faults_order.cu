@@ -1,6 +1,6 @@
 // A message: data, then a sign that it is there. Whoever sees the sign may read the data only where
 // both sides say so, in scopes that contain both. n[0] is how the sign is given, n[1] how it is seen:
-// the numbers of the cases below.
+// the numbers of the cases below. With n[2] the sign comes before the data.
 #include "async_ptx.cuh"
 
 namespace {
@@ -92,8 +92,13 @@ MICRO_KERNEL(message) {
   auto* const flag = args.output<int>(1);
   int const me = int(blockIdx.x * blockDim.x + threadIdx.x);
   if (me == 0) {
+    if (args.n[2] != 0) {
+      give(flag, args.n[0]);
+    }
     *data = 7;
-    give(flag, args.n[0]);
+    if (args.n[2] == 0) {
+      give(flag, args.n[0]);
+    }
   } else if (me == int(gridDim.x * blockDim.x) - 1) {
     while (look(flag, args.n[1]) == 0) {
     }
