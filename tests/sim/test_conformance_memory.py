@@ -124,3 +124,13 @@ def test_prefetches_move_nothing(conformance: Conformance) -> None:
     np.testing.assert_array_equal(got, 1)
     for launch in conformance.launches:
         assert set(launch.traffic) == {"out0"}
+
+
+def test_sectors_are_those_of_the_address(conformance: Conformance) -> None:
+    """A buffer ends at a guard page, so one of 144 bytes begins in the middle of a sector."""
+    emulated(conformance)
+    conformance.run(
+        "memory.cu", "after_a_branch",
+        inputs=[np.zeros(36, np.int32)], outputs=[(32, np.int32)], n=[2],
+    )  # fmt: skip
+    assert conformance.launches[0].traffic["in0"].read.unique_sectors == 5
