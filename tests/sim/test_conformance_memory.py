@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sim.emulator import Order, Traffic
+from sim.emulator import FOUR, Order, Traffic
 from sim.micro_kernels import Conformance
 
 RNG = np.random.default_rng(0)
@@ -134,3 +134,13 @@ def test_sectors_are_those_of_the_address(conformance: Conformance) -> None:
         inputs=[np.zeros(36, np.int32)], outputs=[(32, np.int32)], n=[2],
     )  # fmt: skip
     assert conformance.launches[0].traffic["in0"].read.unique_sectors == 5
+
+
+@pytest.mark.parametrize("distinct", [32, 16, 1])
+def test_wide_accesses_are_served_half_a_warp_at_a_time(
+    conformance: Conformance, distinct: int
+) -> None:
+    (got,) = conformance.run("memory.cu", "shared_pairs", outputs=[(32, np.uint64)], n=[distinct])
+    np.testing.assert_array_equal(got, np.arange(32) % distinct)
+    if conformance.settings == FOUR["in-order-race"]:  # otherwise lanes part
+        assert conformance.launches[0].shared_wavefronts == 4  # of the store and of the load

@@ -45,17 +45,19 @@ __global__ void read(int const* from, int* to, Waits who) {
 }
 
 // All warps of one block trigger. The second block listens for the next launch: out[1] is whether it
-// has begun.
+// has begun. The first one stays as long, if it has triggered.
 __global__ void trigger_and_listen(int* out, int triggering_block) {
   if (int(blockIdx.x) == triggering_block) {
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
   }
-  if (blockIdx.x == 1 && threadIdx.x == 0) {
+  if (threadIdx.x == 0 && (blockIdx.x == 1 || triggering_block == 0)) {
     int said = 0;
     for (int tries = 0; tries < 300 && said == 0; ++tries) {
       asm volatile("ld.relaxed.gpu.global.b32 %0, [%1];" : "=r"(said) : "l"(out) : "memory");
     }
-    out[1] = said;
+    if (blockIdx.x == 1) {
+      out[1] = said;
+    }
   }
 }
 

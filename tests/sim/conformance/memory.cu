@@ -63,6 +63,15 @@ MICRO_KERNEL(vectors) {
   asm volatile("st.global.cs.v2.b64 [%0], {%1, %2};" ::"l"(out + 1), "l"(b.y), "l"(b.x));
 }
 
+// Elements of 8 bytes in shared memory, of which lane i reads number i % n[0].
+MICRO_KERNEL(shared_pairs) {
+  __shared__ unsigned long long pairs[32];
+  int const t = int(threadIdx.x);
+  pairs[t] = unsigned(t);
+  __syncwarp();
+  args.output<unsigned long long>(0)[t] = pairs[t % args.n[0]];
+}
+
 // Prefetches read nothing, and may name what is no memory at all.
 MICRO_KERNEL(prefetches) {
   int const* const x = args.input<int>(0) + threadIdx.x;
