@@ -281,8 +281,9 @@ namespace {
 
 // The error of `call` in a capture, and that of the capture's end.
 template <class Call>
-void call_in_capture(Stream const& stream, int* seen, Call call) {
-  cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal);
+void call_in_capture(Stream const& stream, int* seen, Call call,
+                     cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal) {
+  cudaStreamBeginCapture(stream, mode);
   seen[0] = call();
   cudaGraph_t graph = nullptr;
   seen[1] = cudaStreamEndCapture(stream, &graph);
@@ -314,6 +315,15 @@ HOST_TEST(what_no_capture_allows) {
   seen[10] = cudaStreamBeginCapture(cudaStreamLegacy, cudaStreamCaptureModeGlobal);
   cudaGetLastError();
   return cudaEventDestroy(event);
+}
+
+HOST_TEST(what_a_relaxed_capture_allows) {
+  Stream stream;
+  void* memory = nullptr;
+  auto const mode = cudaStreamCaptureModeRelaxed;
+  call_in_capture(stream, seen, [&] { return cudaMalloc(&memory, 16); }, mode);
+  call_in_capture(stream, seen + 2, [&] { return cudaStreamSynchronize(stream); }, mode);
+  return cudaFree(memory);
 }
 
 // ---- Errors that only the emulator survives -------------------------------------------------------
