@@ -137,10 +137,14 @@ def test_sectors_are_those_of_the_address(conformance: Conformance) -> None:
 
 
 @pytest.mark.parametrize("distinct", [32, 16, 1])
-def test_wide_accesses_are_served_half_a_warp_at_a_time(
-    conformance: Conformance, distinct: int
-) -> None:
-    (got,) = conformance.run("memory.cu", "shared_pairs", outputs=[(32, np.uint64)], n=[distinct])
-    np.testing.assert_array_equal(got, np.arange(32) % distinct)
-    if conformance.settings == FOUR["in-order-race"]:  # otherwise lanes part
-        assert conformance.launches[0].shared_wavefronts == 4  # of the store and of the load
+def test_wide_accesses_are_served_in_parts(conformance: Conformance, distinct: int) -> None:
+    """Half a warp at a time, or a quarter: also where all lanes read the same."""
+    element = np.arange(32) % distinct
+    for kernel, columns, wavefronts in (("shared_pairs", [0], 2), ("shared_quads", [0, 100], 4)):
+        (got,) = conformance.run(
+            "memory.cu", kernel, outputs=[((32, len(columns)), np.uint64)], n=[distinct]
+        )
+        np.testing.assert_array_equal(got, element[:, None] + np.array(columns))
+        if conformance.settings == FOUR["in-order-race"]:  # otherwise lanes part
+            (launch,) = conformance.launches
+            assert launch.shared_wavefronts == 2 * wavefronts  # of the store and of the load

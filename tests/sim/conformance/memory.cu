@@ -72,6 +72,15 @@ MICRO_KERNEL(shared_pairs) {
   args.output<unsigned long long>(0)[t] = pairs[t % args.n[0]];
 }
 
+// And elements of 16 bytes.
+MICRO_KERNEL(shared_quads) {
+  __shared__ ulonglong2 quads[32];
+  int const t = int(threadIdx.x);
+  quads[t] = {unsigned(t), unsigned(t) + 100};
+  __syncwarp();
+  args.output<ulonglong2>(0)[t] = quads[t % args.n[0]];
+}
+
 // Prefetches read nothing, and may name what is no memory at all.
 MICRO_KERNEL(prefetches) {
   int const* const x = args.input<int>(0) + threadIdx.x;
