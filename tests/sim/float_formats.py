@@ -48,6 +48,9 @@ def of_number(number: Fraction, *, negative_zero: bool = False) -> Value:
     return Value("finite", number < 0 or (number == 0 and negative_zero), abs(number))
 
 
+ONE = of_number(Fraction(1))
+
+
 @dataclass(frozen=True)
 class Format:
     """A binary format: its width, and how many of the bits are a fraction and an exponent."""
@@ -80,7 +83,11 @@ class Format:
         return Value("finite", negative, significand * scale)
 
     def encode(self, value: Value, rounding: str = "rn") -> int:
-        """The bits of `value`, rounded to nearest even (rn), to zero (rz), down (rm) or up (rp)."""
+        """The bits of `value`, rounded.
+
+        Roundings are to nearest even (rn), to nearest and away from zero in the middle (rna), to
+        zero (rz), down (rm), up (rp).
+        """
         sign = int(value.negative) << (self.bits - 1)
         infinity = ((1 << self.exponent_bits) - 1) << self.fraction_bits
         if value.kind == "nan":
@@ -94,6 +101,7 @@ class Format:
         half = Fraction(1, 2)
         away = {
             "rn": rest > half or (rest == half and units % 2 == 1),
+            "rna": rest >= half,
             "rz": False,
             "rm": rest > 0 and value.negative,
             "rp": rest > 0 and not value.negative,
@@ -103,7 +111,7 @@ class Format:
         if value.magnitude == 0:
             code = 0
         if code >= infinity:
-            to_infinity = rounding == "rn" or (rounding == ("rm" if value.negative else "rp"))
+            to_infinity = rounding in ("rn", "rna", "rm" if value.negative else "rp")
             code = infinity if to_infinity else infinity - 1
         return sign | code
 
@@ -116,6 +124,7 @@ class Format:
 F16 = Format("f16", 16, 10, 5, 0x7FFF)
 BF16 = Format("bf16", 16, 7, 8, 0x7FFF)
 F32 = Format("f32", 32, 23, 8, 0x7FFFFFFF)
+TF32 = Format("tf32", 19, 10, 8, 0x3FFFF)  # the upper bits of a register
 F64 = Format("f64", 64, 52, 11, 0x7FF8000000000000)  # only that it is a NaN is tested
 
 

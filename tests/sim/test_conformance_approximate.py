@@ -77,6 +77,40 @@ def test_quotient(conformance: Conformance, kernel: str) -> None:
     np.testing.assert_allclose(got, a.astype(np.float64) / b, rtol=2**-22)
 
 
+INF, NAN = np.inf, np.nan
+TINY = 2.0**-130  # subnormal
+# Sources, their results, and the results where subnormal numbers are flushed to zero.
+SPECIAL = {
+    "ex2": ([-INF, INF, NAN, TINY, -130], [0, INF, NAN, 1, TINY], [0, INF, NAN, 1, 0]),
+    "lg2": ([0, INF, -1, 1, TINY], [-INF, INF, NAN, 0, -130], [-INF, INF, NAN, 0, -INF]),
+    "rcp": ([INF, -INF, -0.0, 2**127], [0, -0.0, -INF, 2.0**-127], [0, -0.0, -INF, 0]),
+    "rsqrt": ([0, -0.0, INF, -1, TINY], [INF, -INF, 0, NAN, 2**65], [INF, -INF, 0, NAN, INF]),
+    "sqrt": ([0, -0.0, INF, -1, TINY], [0, -0.0, INF, NAN, 2.0**-65], [0, -0.0, INF, NAN, 0]),
+}
+
+
+@pytest.mark.parametrize("function", SPECIAL)
+def test_special_values(conformance: Conformance, function: str) -> None:
+    sources, *results = SPECIAL[function]
+    x = np.array(sources, np.float32)
+    for form, expected in zip(("approx", "approx_ftz"), results, strict=True):
+        got = run(conformance, f"{function}_{form}_f32", [x], np.float32)
+        want = np.array(expected, np.float32)
+        np.testing.assert_array_equal(got, want, err_msg=form)
+        is_zero = want == 0
+        np.testing.assert_array_equal(np.signbit(got[is_zero]), np.signbit(want[is_zero]))
+
+
+def test_quotient_of_a_huge_divisor(conformance: Conformance) -> None:
+    """Above 2^126 an approximate quotient is zero, or of infinity NaN; that of div.full is not."""
+    a = np.array([2.0**100, -(2.0**100), 2.0**100, 2.0**100, INF], np.float32)
+    b = np.array([2.0**126, 2.0**126.5, -(2.0**127), INF, 2.0**127], np.float32)
+    got = run(conformance, "div_approx_f32", [a, b], np.float32)
+    np.testing.assert_array_equal(got, [2.0**-26, -0.0, -0.0, 0, NAN])
+    got = run(conformance, "div_full_f32", [a[:3], b[:3]], np.float32)
+    np.testing.assert_allclose(got, a[:3].astype(np.float64) / b[:3], rtol=2**-22)
+
+
 @pytest.mark.parametrize("pairs", [False, True], ids=["one", "pairs"])
 @pytest.mark.parametrize("kernel", HALF)
 def test_half(conformance: Conformance, kernel: str, pairs: bool) -> None:

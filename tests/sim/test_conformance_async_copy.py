@@ -93,6 +93,19 @@ def test_bulk_round_trip(conformance: Conformance, steps: int) -> None:
         assert launch.traffic["in0"].read.bytes == x.nbytes
 
 
+def test_fence_of_the_issuer(conformance: Conformance) -> None:
+    (got,) = conformance.run("async_copy.cu", "fence_of_the_issuer", outputs=[(64, INT)], block=64)
+    np.testing.assert_array_equal(got, 3 * np.arange(64))
+
+
+def test_first_of_two_groups(conformance: Conformance) -> None:
+    stored, read_back = conformance.run(
+        "async_copy.cu", "first_of_two_groups", outputs=[(8, INT), (1, INT)]
+    )
+    np.testing.assert_array_equal(stored, 5 + np.arange(8))
+    assert read_back[0] == 8
+
+
 def test_reuse_and_read_back(conformance: Conformance) -> None:
     steps = 4
     stored, read_back = conformance.run(

@@ -99,3 +99,21 @@ def test_spin_lock(conformance: Conformance) -> None:
         outputs=[np.zeros(1, np.int32), np.zeros(1, np.int32)], block=128, grid=3,
     )  # fmt: skip
     assert (lock[0], total[0]) == (0, 12)
+
+
+def test_traffic(conformance: Conformance) -> None:
+    """Memory is read and written, whether or not a lane wants the result, or the word changes."""
+    conformance.run(
+        "atomic.cu", "returned_values",
+        outputs=[np.arange(32, dtype=np.int32), ((32, 6), np.int32)],
+    )  # fmt: skip
+    for launch in conformance.launches:
+        words = launch.traffic["out0"]
+        assert words.read.bytes == words.written.bytes == 6 * 128
+        assert words.read.unique_sectors == words.written.unique_sectors == 4
+    zeros = [np.zeros(2, np.float32), np.zeros(4, np.float32)]
+    conformance.run("atomic.cu", "vector_add", outputs=zeros, block=BLOCK)
+    for launch in conformance.launches:
+        for name, size in (("out0", 8), ("out1", 16)):
+            moved = launch.traffic[name]
+            assert moved.read.bytes == moved.written.bytes == BLOCK * size

@@ -195,6 +195,11 @@ def test_guarded_writes(conformance: Conformance) -> None:
     np.testing.assert_array_equal(got, [expected(int(v)) for v in x])
 
 
+def test_used_behind_a_way_out(conformance: Conformance) -> None:
+    got = run(conformance, "used_behind_a_way_out", LANES)
+    np.testing.assert_array_equal(got, sum(5 * LANES + 7 * i for i in range(5)))
+
+
 def test_scopes(conformance: Conformance) -> None:
     got = run(conformance, "scopes", LANES)
     np.testing.assert_array_equal(got, 2 * np.where(LANES > 8, 100_015, 101_005))

@@ -110,6 +110,45 @@ def test_half_pair_to_8(conformance: Conformance) -> None:
         assert ((codes[~known] & 0x7F) == 0x7F).all()
 
 
+def test_rectified_pairs(conformance: Conformance) -> None:
+    """What is negative becomes +0; NaN stays."""
+    x = np.resize(floats(4096), 65536)
+    x[7] = np.nan
+    narrow, wide = conformance.run(
+        "convert.cu", "rectified_pairs", inputs=[x],
+        outputs=[((65536, 4), np.uint16), ((65536, 4), np.uint32)], **ALL_CODES,
+    )  # fmt: skip
+    half = CODES.view(np.float16).astype(np.float32)
+    eighths = (torch.float8_e4m3fn, torch.float8_e5m2)
+    for column, dtype in enumerate(eighths):
+        for k, values in ((column, x), (2 + column, half)):
+            check_rectified(narrow[:, k] & 255, saturated(rectified(values), dtype), dtype)
+            check_rectified(narrow[:, k] >> 8, saturated(rectified(-values), dtype), dtype)
+        codes = torch.arange(256).to(torch.uint8).view(dtype).to(torch.float32).numpy()
+        table = narrowed(rectified(codes), torch.float16)
+        check_rectified(wide[:, column] & 0xFFFF, table[CODES & 255], torch.float16)
+        check_rectified(wide[:, column] >> 16, table[CODES >> 8], torch.float16)
+    low, high = narrowed(rectified(x), torch.float16), narrowed(rectified(-x), torch.float16)
+    check_rectified(wide[:, 2] & 0xFFFF, low, torch.float16)
+    check_rectified(wide[:, 2] >> 16, high, torch.float16)
+    for shift, values in ((0, rectified(x)), (16, rectified(-x))):
+        cut = values.view(np.uint32) >> 16  # towards zero; no NaN of x has its bits in the low half
+        check_rectified(wide[:, 3] >> shift & 0xFFFF, cut.astype(np.uint16), torch.bfloat16)
+
+
+def rectified(values: np.ndarray) -> np.ndarray:
+    return np.where(values <= 0, np.float32(0), values)
+
+
+def check_rectified(got: np.ndarray, expected: np.ndarray, dtype: torch.dtype) -> None:
+    """The same codes, or both NaN."""
+    unsigned = {1: np.uint8, 2: np.uint16}[dtype.itemsize]
+    got = np.ascontiguousarray(got.astype(unsigned))
+    nan = [torch.from_numpy(x).view(dtype).float().isnan().numpy() for x in (got, expected)]
+    np.testing.assert_array_equal(*nan)
+    np.testing.assert_array_equal(got[~nan[0]], expected[~nan[0]])
+
+
 def test_float_and_integer(conformance: Conformance) -> None:
     x = (RNG.normal(size=512) * 10.0 ** RNG.integers(-2, 12, 512)).astype(np.float32)
     x[:9] = [0.5, 1.5, 2.5, -0.5, -1.5, 3e9, -3e9, float("inf"), float("nan")]

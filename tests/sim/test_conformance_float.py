@@ -5,16 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 
 import numpy as np
 import pytest
 
-from sim.float_formats import ARITHMETIC, BF16, F16, F32, F64, NAN, ZERO, Format, Value, of_number
+from sim.float_formats import ARITHMETIC, BF16, F16, F32, F64, NAN, ONE, ZERO, Format, Value
 from sim.micro_kernels import Conformance
 
 UNSIGNED = {16: np.uint16, 32: np.uint32, 64: np.uint64}
-ONE = of_number(Fraction(1))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sim.emulator import Order
+from sim.emulator import FOUR, Order, Traffic
 from sim.micro_kernels import Conformance
 
 RNG = np.random.default_rng(0)
@@ -102,3 +102,49 @@ def test_traffic(conformance: Conformance) -> None:
         # Each store leaves out every other 16 bytes, so it touches all 32 sectors.
         assert (written.bytes, written.sectors, written.unique_sectors) == (1024, 64, 32)
     assert launch.traffic["out0"].read.bytes == 0
+
+
+def test_lanes_that_meet_again_make_one_request(conformance: Conformance) -> None:
+    """In order, they run on together from where their paths join: requests are those of a GPU."""
+    x = RNG.integers(0, 100, 32, dtype=np.int32)
+    (got,) = conformance.run(
+        "memory.cu", "after_a_branch", inputs=[x], outputs=[(32, np.int32)], n=[2]
+    )
+    sums = np.array([1, 5, 18, 58])  # of 2 to 5 steps
+    np.testing.assert_array_equal(got, x + np.tile(sums, 8))
+    for launch in conformance.launches:
+        if conformance.settings.order == Order.IN_ORDER:
+            assert launch.traffic["in0"].read == Traffic(128, 4, 4)
+            assert launch.traffic["out0"].written == Traffic(128, 4, 4)
+
+
+def test_prefetches_move_nothing(conformance: Conformance) -> None:
+    x = np.zeros(32, np.int32)
+    (got,) = conformance.run("memory.cu", "prefetches", inputs=[x], outputs=[(32, np.int32)])
+    np.testing.assert_array_equal(got, 1)
+    for launch in conformance.launches:
+        assert set(launch.traffic) == {"out0"}
+
+
+def test_sectors_are_those_of_the_address(conformance: Conformance) -> None:
+    """A buffer ends at a guard page, so one of 144 bytes begins in the middle of a sector."""
+    emulated(conformance)
+    conformance.run(
+        "memory.cu", "after_a_branch",
+        inputs=[np.zeros(36, np.int32)], outputs=[(32, np.int32)], n=[2],
+    )  # fmt: skip
+    assert conformance.launches[0].traffic["in0"].read.unique_sectors == 5
+
+
+@pytest.mark.parametrize("distinct", [32, 16, 1])
+def test_wide_accesses_are_served_in_parts(conformance: Conformance, distinct: int) -> None:
+    """Half a warp at a time, or a quarter: also where all lanes read the same."""
+    element = np.arange(32) % distinct
+    for kernel, columns, wavefronts in (("shared_pairs", [0], 2), ("shared_quads", [0, 100], 4)):
+        (got,) = conformance.run(
+            "memory.cu", kernel, outputs=[((32, len(columns)), np.uint64)], n=[distinct]
+        )
+        np.testing.assert_array_equal(got, element[:, None] + np.array(columns))
+        if conformance.settings == FOUR["in-order-race"]:  # otherwise lanes part
+            (launch,) = conformance.launches
+            assert launch.shared_wavefronts == 2 * wavefronts  # of the store and of the load

@@ -149,6 +149,18 @@ def test_load(conformance: Conformance, tensor: TensorCase) -> None:
     _check_load(conformance, tensor)
 
 
+def test_a_swizzled_box_takes_whole_spans(conformance: Conformance) -> None:
+    """Three chunks, from the second line of 128 bytes on: the last goes where a fourth would be."""
+    tensor = TensorCase((64, 40), (8, 3), (0, 0), swizzle=3, offset=128)
+    reports = conformance.run_faulty(
+        "tensor_copy.cu", "load",
+        inputs=[tensor.make_tensor(), np.array(tensor.at, INT)], outputs=[(48, np.uint8)],
+        n=tensor.n, block=64, shared=tensor.offset + 48,
+    )  # fmt: skip
+    assert [report.kind for report in reports] == ["memory"]
+    assert "out-of-bounds write of 128 bytes" in reports[0].message
+
+
 @pytest.mark.parametrize("kind", [F16, BF16, F32, F64])
 def test_load_fills_with_nan(conformance: Conformance, kind: int) -> None:
     tensor = TensorCase((20, 9), (16, 4), (8, 6), type=kind, fills_nan=True)

@@ -63,7 +63,7 @@ def test_warp_fault(conformance: Conformance, fault: Fault) -> None:
 # Bits of n[0], the mistakes of faults_wgmma.cu.
 NO_FENCE, NO_PROXY_FENCE, NO_WAIT, OVERWRITE_BEFORE_WAIT = 1, 2, 4, 8
 BASE_OFFSET, RESERVED_BITS, NO_PATTERN_START, OUT_OF_BOUNDS = 16, 32, 64, 128
-ONE_WARP_MISSING, LANES_DIFFER = 256, 512
+ONE_WARP_MISSING, LANES_DIFFER, WAIT_FOR_FEWER = 256, 512, 1024
 WGMMA = {"outputs": (np.zeros((128, 4), np.float32),), "block": 128}
 
 WGMMA_FAULTS = [
@@ -86,17 +86,18 @@ def test_wgmma_fault(conformance: Conformance, fault: Fault) -> None:
     fault.run(conformance, "faults_wgmma.cu")
 
 
-def test_wgmma_reads_what_is_overwritten(conformance: Conformance) -> None:
+@pytest.mark.parametrize("mistake", [OVERWRITE_BEFORE_WAIT, WAIT_FOR_FEWER])
+def test_wgmma_reads_what_is_overwritten(conformance: Conformance, mistake: int) -> None:
     """Race detection sees it; without, a product that runs late has the wrong result."""
     conformance.needs_emulator()
     if conformance.settings.race_detection:
         message = "is not ordered after a read by a wgmma of warpgroup 0"
-        fault = Fault("one_wgmma", "race", message, n=OVERWRITE_BEFORE_WAIT, **WGMMA)
+        fault = Fault("one_wgmma", "race", message, n=mistake, **WGMMA)
         fault.run(conformance, "faults_wgmma.cu")
     elif conformance.settings.async_timing == AsyncTiming.LATE:
         (got,) = conformance.run(
             "faults_wgmma.cu", "one_wgmma", outputs=[((128, 4), np.float32)],
-            n=[OVERWRITE_BEFORE_WAIT], block=128,
+            n=[mistake], block=128,
         )  # fmt: skip
         assert (got != 33).any()
 

@@ -29,8 +29,10 @@ SEEN = {
     "order_in_a_stream": [2, 1],
     "bad_arguments_of_memory_functions": [INVALID_PITCH, INVALID_VALUE, 0],
     "function_attributes_and_occupancy": [999, 4000, 1024, 2, 5, 32],
+    "cooperative_launch": [1, 1],
     "device_and_driver": [1, 227 * 1024, 9, 227 * 1024, 1, INVALID_DEVICE],
     "replays_a_captured_stream": [1, 0, 3, 14, 14, 0],
+    "what_a_relaxed_capture_allows": [0, 0, CAPTURE_UNSUPPORTED, CAPTURE_INVALIDATED],
     "what_no_capture_allows": [
         *(CAPTURE_UNSUPPORTED, CAPTURE_INVALIDATED) * 3,
         *(CAPTURE_IMPLICIT, CAPTURE_INVALIDATED),

@@ -88,7 +88,6 @@ class SyncClock {
   void add(uint32_t agent, uint32_t epoch);
   void join(SyncClock const& other) { clock_.join(other.clock_); }
   void join(Clock const& other) { clock_.join(other); }
-  void clear() { *this = {}; }
   Clock const& clock() const { return clock_; }
 
  private:

@@ -104,7 +104,7 @@ struct MBarrier {
   int64_t pending_bytes = 0;  // tx-count
   uint32_t phase = 0;         // completed phases, of which waits see the parity
   std::vector<std::pair<Warp*, Lanes>> waiting;
-  SyncClock arriving;                       // what this phase collects
+  SyncClock arriving;                       // what arrivals have released, so far
   SyncClock completed;                      // what completed phases released
   uint32_t init_agent = 0, init_epoch = 0;  // mbarrier.init, which comes before all else
 };

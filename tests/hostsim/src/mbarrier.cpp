@@ -22,7 +22,6 @@ void complete_phase_if_done(MBarrier& barrier) {
   ++barrier.phase;
   barrier.pending = barrier.count;
   barrier.completed.join(barrier.arriving);
-  barrier.arriving.clear();
   ++machine().progress;
   wake_all(barrier.waiting);
 }

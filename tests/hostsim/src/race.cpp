@@ -130,7 +130,6 @@ void check_races(Shadow& shadow, Actor const& actor, size_t offset, size_t size,
         }
       }
       byte.writer = stamp;
-      byte.readers = {};
     } else if (reads) {
       remember_read(byte, stamp, actor);
     }

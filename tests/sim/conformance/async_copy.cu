@@ -139,6 +139,38 @@ MICRO_KERNEL(each_copy_arrives) {
 
 // ---- Bulk copies --------------------------------------------------------------------------------
 
+// One fence is enough for what all have written, if it comes after a barrier, before the copy.
+MICRO_KERNEL(fence_of_the_issuer) {
+  __shared__ alignas(16) int values[64];
+  values[threadIdx.x] = 3 * int(threadIdx.x);
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    fence_proxy_async();
+    bulk_store(args.output<int>(0), values, sizeof values);
+    bulk_commit();
+    bulk_wait<0>();
+  }
+}
+
+// The wait lets the second group remain, and not the first.
+MICRO_KERNEL(first_of_two_groups) {
+  __shared__ alignas(16) int values[2][4];
+  auto* const out = args.output<int>(0);
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < 8; ++i) {
+      values[i / 4][i % 4] = 5 + i;
+    }
+    fence_proxy_async();
+    for (int group = 0; group < 2; ++group) {
+      bulk_store(out + 4 * group, values[group], sizeof values[group]);
+      bulk_commit();
+    }
+    bulk_wait<1>();
+    args.output<int>(1)[0] = out[3];
+    bulk_wait<0>();
+  }
+}
+
 // In with an mbarrier, changed, out with a group; two buffers in turn, and three sizes of copies.
 MICRO_KERNEL(bulk_round_trip) {
   constexpr int kBytes = 1024;

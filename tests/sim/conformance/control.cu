@@ -296,6 +296,32 @@ MICRO_KERNEL(guarded_writes) {
   args.output<int>(0)[threadIdx.x] = sum;
 }
 
+// A value that is used behind a way out of the loop lives until the next iteration, past temporaries.
+MICRO_KERNEL(used_behind_a_way_out) {
+  int const x = args.input<int>(0)[threadIdx.x];
+  int sum;
+  asm volatile(
+      "{\n"
+      ".reg .b32 i, kept, temporary;\n"
+      ".reg .pred done;\n"
+      "mov.b32 i, 0;\n"
+      "mul.lo.s32 kept, %1, 5;\n"
+      "mov.b32 %0, 0;\n"
+      "AGAIN:\n"
+      "setp.ge.s32 done, i, 5;\n"
+      "@done bra OUT;\n"
+      "add.s32 %0, %0, kept;\n"
+      "mul.lo.s32 temporary, i, 7;\n"
+      "add.s32 %0, %0, temporary;\n"
+      "add.s32 i, i, 1;\n"
+      "bra AGAIN;\n"
+      "OUT:\n"
+      "}"
+      : "=&r"(sum)
+      : "r"(x));
+  args.output<int>(0)[threadIdx.x] = sum;
+}
+
 // Registers and labels of the same names in scopes that nest.
 MICRO_KERNEL(scopes) {
   int x = args.input<int>(0)[threadIdx.x];

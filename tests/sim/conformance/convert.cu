@@ -65,6 +65,28 @@ MICRO_KERNEL(half_pair_to_8) {
   args.output<unsigned short>(1)[i] = e5m2;
 }
 
+// .relu, to and from the 8-bit formats; in0: float32, as many as there are codes.
+MICRO_KERNEL(rectified_pairs) {
+  int const i = element();
+  float const x = args.input<float>(0)[i];
+  unsigned const pair = unsigned(i) | unsigned(i ^ 0x8000) << 16;
+  unsigned short const codes = static_cast<unsigned short>(i);
+  unsigned short narrow[4];
+  unsigned wide[4];
+  asm volatile("cvt.rn.satfinite.relu.e4m3x2.f32 %0, %1, %2;" : "=h"(narrow[0]) : "f"(-x), "f"(x));
+  asm volatile("cvt.rn.satfinite.relu.e5m2x2.f32 %0, %1, %2;" : "=h"(narrow[1]) : "f"(-x), "f"(x));
+  asm volatile("cvt.rn.satfinite.relu.e4m3x2.f16x2 %0, %1;" : "=h"(narrow[2]) : "r"(pair));
+  asm volatile("cvt.rn.satfinite.relu.e5m2x2.f16x2 %0, %1;" : "=h"(narrow[3]) : "r"(pair));
+  asm volatile("cvt.rn.relu.f16x2.e4m3x2 %0, %1;" : "=r"(wide[0]) : "h"(codes));
+  asm volatile("cvt.rn.relu.f16x2.e5m2x2 %0, %1;" : "=r"(wide[1]) : "h"(codes));
+  asm volatile("cvt.rn.relu.f16x2.f32 %0, %1, %2;" : "=r"(wide[2]) : "f"(-x), "f"(x));
+  asm volatile("cvt.rz.relu.bf16x2.f32 %0, %1, %2;" : "=r"(wide[3]) : "f"(-x), "f"(x));
+  for (int k = 0; k < 4; ++k) {
+    args.output<unsigned short>(0)[4 * i + k] = narrow[k];
+    args.output<unsigned>(1)[4 * i + k] = wide[k];
+  }
+}
+
 // Float to integer, in each rounding, and back.
 MICRO_KERNEL(float_and_integer) {
   int const i = element();

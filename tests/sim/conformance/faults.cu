@@ -69,6 +69,43 @@ MICRO_KERNEL(race_within_warp) {
 
 MICRO_KERNEL(race_across_blocks) { args.output<int>(0)[threadIdx.x] = int(blockIdx.x); }
 
+// All warps but the last read, which writes after it has met all of them but number n[0]. With n[1]
+// every lane reads the same word.
+MICRO_KERNEL(one_reader_is_not_waited_for) {
+  __shared__ int values[32];
+  int const warp = int(threadIdx.x / 32), writer = int(blockDim.x / 32) - 1;
+  int const place = args.n[1] != 0 ? 0 : int(threadIdx.x % 32);
+  if (warp == 0) {
+    values[threadIdx.x] = 1;
+  }
+  __syncthreads();
+  int seen = 0;
+  if (warp != writer) {
+    seen = values[place];
+  }
+  if (warp != args.n[0]) {
+    asm volatile("bar.sync 1, %0;" ::"r"(blockDim.x - 32) : "memory");
+  }
+  if (threadIdx.x % 32 == 0 && warp == writer) {
+    values[0] = 0;
+  }
+  args.output<int>(0)[threadIdx.x] = seen;
+}
+
+// Atomic operations on a word do not race with each other; the plain write after them does, with the
+// read, which nothing orders.
+MICRO_KERNEL(plain_write_after_atomics) {
+  auto* const word = args.output<int>(1);
+  int seen = 0;
+  if (threadIdx.x == 0) {
+    asm volatile("ld.relaxed.gpu.global.b32 %0, [%1];" : "=r"(seen) : "l"(word) : "memory");
+  } else if (threadIdx.x == 32) {
+    seen = atomicAdd(word, 1);
+    *word = 0;
+  }
+  args.output<int>(0)[threadIdx.x] = seen;
+}
+
 // The message of conformance/memory.cu with a fence of too narrow a scope.
 MICRO_KERNEL(fence_too_narrow) {
   auto* data = args.output<int>(0);

@@ -219,6 +219,17 @@ MICRO_KERNEL(waits_for_too_few_groups) {
   args.output<int>(0)[threadIdx.x] = values[4 * threadIdx.x];
 }
 
+// Groups of one thread end in any order.
+MICRO_KERNEL(copies_of_two_groups_to_one_place) {
+  __shared__ alignas(16) int values[128];
+  for (int i = 0; i < 2; ++i) {
+    copy_16(values + 4 * threadIdx.x, args.input<int>(0) + 4 * threadIdx.x);
+    asm volatile("cp.async.commit_group;" ::: "memory");
+  }
+  asm volatile("cp.async.wait_all;" ::: "memory");
+  args.output<int>(0)[threadIdx.x] = values[4 * threadIdx.x];
+}
+
 // The wait is for a thread's own copies; a barrier must tell the others.
 MICRO_KERNEL(no_barrier_after_copies) {
   __shared__ alignas(16) int values[256];
@@ -269,6 +280,24 @@ __device__ void load_and_read(Args const& args, BulkLoad load, bool waits) {
   }
 }
 
+// Race detection does not see it: a thread's copies count as complete in their order.
+MICRO_KERNEL(waits_for_the_second_load) {
+  __shared__ uint64_t barriers[2];
+  __shared__ alignas(16) int values[2][32];
+  if (threadIdx.x == 0) {
+    mbarrier_init(barriers[0], 1);
+    mbarrier_init(barriers[1], 1);
+    for (int i = 0; i < 2; ++i) {
+      mbarrier_arrive_expect_tx(barriers[i], sizeof values[i]);
+      bulk_load(values[i], args.input<int>(0) + 32 * i, sizeof values[i], barriers[i]);
+    }
+  }
+  __syncthreads();
+  mbarrier_wait(barriers[1], 0);
+  args.output<int>(0)[threadIdx.x] = values[0][threadIdx.x];
+  mbarrier_wait(barriers[0], 0);
+}
+
 MICRO_KERNEL(no_wait_for_bulk_load) { load_and_read(args, {512, 512, 0, 0}, false); }
 MICRO_KERNEL(expects_too_many_bytes) { load_and_read(args, {512, 528, 0, 0}, true); }
 MICRO_KERNEL(expects_too_few_bytes) { load_and_read(args, {512, 496, 0, 0}, true); }
@@ -314,6 +343,18 @@ MICRO_KERNEL(no_wait_before_reuse) {
     bulk_store(args.output<int>(0), values, int(sizeof values));
     bulk_commit();
     values[0] = 2;
+    bulk_wait<0>();
+  }
+}
+
+// Two blocks store to the same place: only reductions may.
+MICRO_KERNEL(bulk_stores_to_one_place) {
+  __shared__ alignas(16) int values[4];
+  if (threadIdx.x == 0) {
+    values[0] = values[1] = values[2] = values[3] = 1;
+    fence_proxy_async();
+    bulk_store(args.output<int>(0), values, int(sizeof values));
+    bulk_commit();
     bulk_wait<0>();
   }
 }

@@ -16,6 +16,7 @@ enum Mistake : int {
   kOutOfBounds = 128,        // the stride of B's descriptor leads out of shared memory
   kOneWarpMissing = 256,     // the warpgroup's last warp does not take part
   kLanesDiffer = 512,        // in the descriptor of A
+  kWaitForFewer = 1024,      // the wait before A is overwritten lets one group remain
 };
 
 // Rows of 16 elements, 32 bytes: the narrowest swizzle.
@@ -60,6 +61,9 @@ MICRO_KERNEL(one_wgmma) {
   a += has(kLanesDiffer) && threadIdx.x % 32 == 7 ? 16 : 0;
   b |= has(kBaseOffset) ? uint64_t(1) << 49 : 0;
   a |= has(kOutOfBounds) ? uint64_t(0x2000) << 32 : 0;
+  if (has(kWaitForFewer)) {
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");  // the one that is complete
+  }
   float d[4] = {1, 1, 1, 1};
   if (!has(kNoFence)) {
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
@@ -70,7 +74,10 @@ MICRO_KERNEL(one_wgmma) {
       : "l"(a), "l"(b)
       : "memory");
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-  if (has(kOverwriteBeforeWait)) {
+  if (has(kWaitForFewer)) {
+    asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
+  }
+  if (has(kOverwriteBeforeWait) || has(kWaitForFewer)) {
     shared.a[threadIdx.x / 32 * 128 + threadIdx.x % 32] = 0;  // each warp rows of its own
   }
   if (has(kNoWait)) {

@@ -63,6 +63,47 @@ MICRO_KERNEL(vectors) {
   asm volatile("st.global.cs.v2.b64 [%0], {%1, %2};" ::"l"(out + 1), "l"(b.y), "l"(b.x));
 }
 
+// Elements of 8 bytes in shared memory, of which lane i reads number i % n[0].
+MICRO_KERNEL(shared_pairs) {
+  __shared__ unsigned long long pairs[32];
+  int const t = int(threadIdx.x);
+  pairs[t] = unsigned(t);
+  __syncwarp();
+  args.output<unsigned long long>(0)[t] = pairs[t % args.n[0]];
+}
+
+// And elements of 16 bytes.
+MICRO_KERNEL(shared_quads) {
+  __shared__ ulonglong2 quads[32];
+  int const t = int(threadIdx.x);
+  quads[t] = {unsigned(t), unsigned(t) + 100};
+  __syncwarp();
+  args.output<ulonglong2>(0)[t] = quads[t % args.n[0]];
+}
+
+// Prefetches read nothing, and may name what is no memory at all.
+MICRO_KERNEL(prefetches) {
+  int const* const x = args.input<int>(0) + threadIdx.x;
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(x));
+  asm volatile("prefetch.global.L1 [%0];" ::"l"(x));
+  asm volatile("prefetch.global.L2::evict_last [%0];" ::"l"(x));
+  asm volatile("prefetch.L2 [%0+4096];" ::"l"(x));
+  asm volatile("prefetchu.L1 [%0];" ::"l"(x));
+  args.output<int>(0)[threadIdx.x] = 1;
+}
+
+// A load and a store of all lanes, after a branch in which they had parted.
+MICRO_KERNEL(after_a_branch) {
+  int const t = int(threadIdx.x);
+  int const steps = args.n[0] + t % 4;
+  int sum = 0;
+#pragma unroll 1
+  for (int i = 0; i < steps; ++i) {
+    sum = sum * 3 + i;
+  }
+  args.output<int>(0)[t] = args.input<int>(0)[t] + sum;
+}
+
 // The same bytes through shared, generic and windowed addresses.
 MICRO_KERNEL(shared_and_generic) {
   __shared__ int direct[32];

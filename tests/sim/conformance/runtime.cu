@@ -39,6 +39,18 @@ __global__ void use_dynamic_shared(int* data, int last) {
   *data = values[last];
 }
 
+// Every block waits for all others.
+__global__ void meet(int* out) {
+  if (threadIdx.x == 0) {
+    atomicAdd(out, 1);
+    int come = 0;
+    while (come != int(gridDim.x)) {
+      asm volatile("ld.acquire.gpu.global.b32 %0, [%1];" : "=r"(come) : "l"(out) : "memory");
+    }
+    atomicAdd(out + 1, 1);
+  }
+}
+
 // Lets the next launch begin, and waits a while for what only that one says: out[1] is whether it did.
 __global__ void trigger_and_listen(int* out) {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
@@ -151,6 +163,25 @@ HOST_TEST(dynamic_shared_memory_must_be_asked_for) {
   return cudaFuncSetAttribute(use_dynamic_shared, kAttribute, 48 * 1024);
 }
 
+// All of its blocks are resident, as many as fit on the device.
+HOST_TEST(cooperative_launch) {
+  constexpr int kThreads = 1024;
+  DeviceInts ints;
+  int per_sm = 0, sms = 0;
+  REQUIRE(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_sm, meet, kThreads, 0));
+  REQUIRE(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, 0));
+  int const blocks = per_sm * sms;
+  void* arguments[] = {&ints.data};
+  auto const* const function = reinterpret_cast<void const*>(&meet);
+  REQUIRE(
+      cudaLaunchCooperativeKernel(function, dim3(blocks), dim3(kThreads), arguments, 0, nullptr));
+  int counts[2];
+  REQUIRE(cudaMemcpy(counts, ints.data, sizeof counts, cudaMemcpyDeviceToHost));
+  seen[0] = counts[0] == blocks;
+  seen[1] = counts[1] == blocks;
+  return cudaSuccess;
+}
+
 // A dependent launch runs beside the one before it, up to its wait.
 HOST_TEST(dependent_launches_overlap) {
   DeviceInts ints;
@@ -250,8 +281,9 @@ namespace {
 
 // The error of `call` in a capture, and that of the capture's end.
 template <class Call>
-void call_in_capture(Stream const& stream, int* seen, Call call) {
-  cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal);
+void call_in_capture(Stream const& stream, int* seen, Call call,
+                     cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal) {
+  cudaStreamBeginCapture(stream, mode);
   seen[0] = call();
   cudaGraph_t graph = nullptr;
   seen[1] = cudaStreamEndCapture(stream, &graph);
@@ -283,6 +315,15 @@ HOST_TEST(what_no_capture_allows) {
   seen[10] = cudaStreamBeginCapture(cudaStreamLegacy, cudaStreamCaptureModeGlobal);
   cudaGetLastError();
   return cudaEventDestroy(event);
+}
+
+HOST_TEST(what_a_relaxed_capture_allows) {
+  Stream stream;
+  void* memory = nullptr;
+  auto const mode = cudaStreamCaptureModeRelaxed;
+  call_in_capture(stream, seen, [&] { return cudaMalloc(&memory, 16); }, mode);
+  call_in_capture(stream, seen + 2, [&] { return cudaStreamSynchronize(stream); }, mode);
+  return cudaFree(memory);
 }
 
 // ---- Errors that only the emulator survives -------------------------------------------------------
