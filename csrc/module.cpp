@@ -7,6 +7,7 @@
 #include <pybind11/stl.h>
 
 #include <string>
+#include <vector>
 
 #include "bindings/build_info.h"
 #include "linear/partition.h"
@@ -24,6 +25,36 @@ std::string cutlass_version() {
   return std::to_string(CUTLASS_MAJOR) + "." + minor + "." + std::to_string(CUTLASS_PATCH);
 }
 
+// How a linear layer would be launched; what a planner or a test asks for.
+py::dict linear_plan(int rows, int columns, int tile_rows, int num_rows, int weight_bytes,
+                     int num_sms) {
+  using namespace p_eagle;
+  LinearTile const tile = linear_tile(tile_rows, tile_tokens(num_rows), weight_bytes);
+  LinearPartition const partition =
+      LinearPartition::make((rows + tile_rows - 1) / tile_rows, columns / kBlockColumns,
+                            linear_grid(tile, num_sms), num_rows <= tile.tokens);
+  std::vector<int> first_units;
+  for (int cta = 0; cta <= partition.num_ctas; ++cta) {
+    first_units.push_back(partition.first_unit(cta));
+  }
+  std::vector<int> cta_of_units;
+  for (int unit = 0; unit < partition.num_tiles * partition.tile_blocks; ++unit) {
+    cta_of_units.push_back(partition.cta_of(unit));
+  }
+  py::dict plan;
+  plan["tokens"] = tile.tokens;
+  plan["stages"] = tile.stages;
+  plan["stage_bytes"] = tile.stage_bytes();
+  plan["threads"] = tile.threads();
+  plan["ctas_per_sm"] = tile.ctas_per_sm;
+  plan["shared_bytes"] = tile.shared_bytes();
+  plan["tile_blocks"] = partition.tile_blocks;
+  plan["num_tiles"] = partition.num_tiles;
+  plan["first_units"] = first_units;
+  plan["cta_of_units"] = cta_of_units;
+  return plan;
+}
+
 py::tuple cuda_archs() { return py::tuple(py::str(P_EAGLE_ARCHS).attr("split")(",")); }
 
 }  // namespace
@@ -36,5 +67,8 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cutlass_version") = cutlass_version();
   m.def("linear_workspace_bytes", &p_eagle::linear_workspace_bytes, py::arg("num_sms"),
         "Size of the linear layers' workspace on a device of this many SMs.");
+  m.def("linear_plan", &linear_plan, py::arg("rows"), py::arg("columns"), py::arg("tile_rows"),
+        py::arg("num_rows"), py::arg("weight_bytes"), py::arg("num_sms"),
+        "How the weight [rows, columns] of a linear layer is dealt to CTAs.");
   m.def("cuda_ops", &p_eagle::cuda_ops, "Names of the ops that this build implements for CUDA.");
 }

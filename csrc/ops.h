@@ -47,7 +47,7 @@ struct LinearInput {
   int32_t const* num_rows = nullptr;    // [1]  rows from here on are neither read nor written
   void const* norm_weight = nullptr;    // [C]  Element; null: no norm
   float const* sum_squares = nullptr;   // [ceil(C / 64), R]  null: the kernel sums them itself
-  int num_taps = 1;
+  int num_taps = 0;
   int tap_width = 0;
   int max_rows = 0;  // R
   float eps = 0.0f;

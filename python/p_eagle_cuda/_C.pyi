@@ -1,5 +1,7 @@
 """The compiled module (csrc/module.cpp). Import torch first."""
 
+from typing import Any
+
 version: str
 cuda_archs: tuple[str, ...]
 cuda_version: str
@@ -11,3 +13,17 @@ def cuda_ops() -> list[str]:
 
 def linear_workspace_bytes(num_sms: int) -> int:
     """Size of the linear layers' workspace on a device of this many SMs."""
+
+def linear_plan(
+    rows: int, columns: int, tile_rows: int, num_rows: int, weight_bytes: int, num_sms: int
+) -> dict[str, Any]:
+    """How the weight ``[rows, columns]`` of a linear layer is dealt to CTAs.
+
+    Args:
+        rows: Of the weight.
+        columns: Of the weight, a multiple of 64.
+        tile_rows: 64, or 128 for heads of that size.
+        num_rows: Most rows of the batch.
+        weight_bytes: Of an element, 2 or 1.
+        num_sms: Of the device.
+    """
