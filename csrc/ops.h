@@ -98,17 +98,17 @@ struct LinearWorkspace {
 
 // out[r] = W x[r] for the rows that exist.
 struct ProjectTapsParams {
-  LinearInput input;
-  LinearWeight weight;  // [H, C]
-  LinearWorkspace workspace;
+  LinearInput input{};
+  LinearWeight weight{};  // [H, C]
+  LinearWorkspace workspace{};
   void* out = nullptr;  // [R, H]  Element
 };
 
 // residual[r] += W x[r] + bias, and the sums of squares of the result.
 struct LinearResidualParams {
-  LinearInput input;
-  LinearWeight weight;  // [H, C]
-  LinearWorkspace workspace;
+  LinearInput input{};
+  LinearWeight weight{};  // [H, C]
+  LinearWorkspace workspace{};
   void const* bias = nullptr;    // [H]                Element; null: none
   void* residual = nullptr;      // [R, H]             Element
   float* sum_squares = nullptr;  // [ceil(H / 64), R]  null: not wanted
@@ -116,9 +116,9 @@ struct LinearResidualParams {
 
 // out[r] = silu(G x[r]) * (U x[r])
 struct NormSwigluParams {
-  LinearInput input;
-  LinearWeight weight;  // [2I, C], G above U
-  LinearWorkspace workspace;
+  LinearInput input{};
+  LinearWeight weight{};  // [2I, C], G above U
+  LinearWorkspace workspace{};
   void* out = nullptr;  // [R, I]  Element
 };
 
@@ -136,9 +136,9 @@ struct PagedCache {
 // Queries, keys and values of each row: W x[r] + bias, normed per head where there are such norms,
 // rotated (queries and keys), and stored.
 struct QkvRopeCacheParams {
-  LinearInput input;
-  LinearWeight weight;  // [(Nq + 2 Nkv) D, C], queries above keys above values
-  LinearWorkspace workspace;
+  LinearInput input{};
+  LinearWeight weight{};  // [(Nq + 2 Nkv) D, C], queries above keys above values
+  LinearWorkspace workspace{};
   void const* bias = nullptr;          // [(Nq + 2 Nkv) D]  Element; null: none
   void const* q_norm = nullptr;        // [D]               Element; null: none, as k_norm then is
   void const* k_norm = nullptr;        // [D]               Element
@@ -146,9 +146,9 @@ struct QkvRopeCacheParams {
   int64_t const* positions = nullptr;  // [R]               past P the last row of rope is taken
   int64_t const* slots = nullptr;      // [R]               block * block_size + offset; -1: nowhere
   void* q = nullptr;                   // [R, Nq, D]        Element
-  PagedCache k_cache;
-  PagedCache v_cache;
-  CacheType cache_type = CacheType::kElement;
+  PagedCache k_cache{};
+  PagedCache v_cache{};
+  CacheType cache_type{};
   int num_heads = 0;     // Nq
   int num_kv_heads = 0;  // Nkv
   int head_dim = 0;      // D

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sim import project_kernels
+from sim import linear_sample, project_kernels
 from sim.sample import BF16_ERROR, CSRC, FLOAT_ERROR, FOLDER, Run, Sample, randn, source
 
 
@@ -148,4 +148,5 @@ SAMPLES: dict[str, Sample] = {
     "pdl_chain": Sample(pdl_chain, source("pdl_chain"), includes=(FOLDER, CSRC)),
     "named_barriers": Sample(named_barriers, source("named_barriers")),
     **project_kernels.SAMPLES,
+    **linear_sample.SAMPLES,
 }
