@@ -18,6 +18,7 @@
 
 #include <cstdint>
 
+#include "common/arrival.cuh"
 #include "common/launch.h"
 #include "linear/partition.h"
 #include "linear/rows.cuh"
@@ -209,14 +210,7 @@ class LinearCta {
       store_partial(blockIdx.x, begin <= tile_begin, acc);
       __syncthreads();
       if (threadIdx.x == 0) {
-        int32_t* const counter = counters() + first_cta;
-        __threadfence();  // what the CTA has stored comes before its arrival
-        bool const is_last = atomicAdd(counter, 1) == last_cta - first_cta;
-        __threadfence();  // and what the others have stored before theirs is read after it
-        if (is_last) {
-          *counter = 0;  // for the next kernel
-        }
-        shared_.is_last = is_last;
+        shared_.is_last = arrives_last(counters() + first_cta, last_cta - first_cta + 1);
       }
       __syncthreads();
       if (!shared_.is_last) {
