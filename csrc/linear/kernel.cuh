@@ -262,8 +262,15 @@ class LinearCta {
   int first_row_;
 };
 
+// Two kernels share an SM where there is dependent launch, so each may have half of the registers.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+inline constexpr int kKernelsPerSm = 1;
+#else
+inline constexpr int kKernelsPerSm = 2;
+#endif
+
 template <class Config, class Epilogue>
-__global__ void __launch_bounds__(Config::kThreads, 2 * Config::kTile.ctas_per_sm)
+__global__ void __launch_bounds__(Config::kThreads, kKernelsPerSm* Config::kTile.ctas_per_sm)
     linear_kernel(__grid_constant__ typename Epilogue::Params const params) {
   extern __shared__ __align__(128) char shared_bytes[];
   auto& shared = *reinterpret_cast<LinearStorage<Config, Epilogue>*>(shared_bytes);
