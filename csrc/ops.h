@@ -71,7 +71,8 @@ inline constexpr int kStatisticColumns = 64;  // columns of a row that one sum o
 // rounded to Element.
 struct LinearInput {
   void const* taps[kMaxTaps] = {};      // num_taps of [., tap_width]  Element
-  int32_t const* source_row = nullptr;  // [R]  negative: the row does not exist; null: row r is r
+  int32_t const* source_row = nullptr;  // [R]  negative: a mask row, of which no tap is read;
+                                        //      null: row r is r
   int32_t const* num_rows = nullptr;    // [1]  rows from here on are neither read nor written
   void const* norm_weight = nullptr;    // [C]  Element; null: no norm
   float const* sum_squares = nullptr;   // [ceil(C / 64), R]  null: the kernel sums them itself
@@ -80,6 +81,7 @@ struct LinearInput {
   int max_rows = 0;  // R
   float eps = 0.0f;
   bool norms_each_tap = false;
+  bool is_in_place = false;  // row r is r, and source_row only says which rows are mask rows
 };
 
 // The matrix of a linear layer: [rows, columns] Element, or e4m3 with a scale for each row.
@@ -134,12 +136,14 @@ struct PagedCache {
 };
 
 // Queries, keys and values of each row: W x[r] + bias, normed per head where there are such norms,
-// rotated (queries and keys), and stored.
+// rotated (queries and keys), and stored. All mask rows of the first layer have the same input, so what
+// W makes of it, bias included, can be given: mask_heads.
 struct QkvRopeCacheParams {
   LinearInput input{};
   LinearWeight weight{};  // [(Nq + 2 Nkv) D, C], queries above keys above values
   LinearWorkspace workspace{};
   void const* bias = nullptr;          // [(Nq + 2 Nkv) D]  Element; null: none
+  float const* mask_heads = nullptr;   // [(Nq + 2 Nkv) D]  null: mask rows are like the others
   void const* q_norm = nullptr;        // [D]               Element; null: none, as k_norm then is
   void const* k_norm = nullptr;        // [D]               Element
   float const* rope = nullptr;         // [P, D]            cosines, then sines

@@ -35,6 +35,10 @@ def qkv_rope_cache(device: str, dtype: torch.dtype) -> Arguments:
         "weight": _linear(device, dtype, heads * D, H),
         "weight_scale": None,
         "bias": _randn(device, dtype, heads * D),
+        "mask_heads": torch.randn(heads * D, device=device, dtype=_wide(dtype)),
+        "source_row": torch.tensor(
+            [0, -1, -1, 1, 2, -1, 3, 4, 5], device=device, dtype=torch.int32
+        ),
         "q_norm": _norm(device, dtype, D),
         "k_norm": _norm(device, dtype, D),
         "rope": _rope(device),

@@ -73,7 +73,8 @@ def run_reference(name: str, a: Arguments) -> dict[str, Tensor]:
     if name == "qkv_rope_cache":
         q, k, v = reference.qkv_rope(
             a["x"][:n], a["norm_weight"], a["weight"], a["bias"], a["q_norm"], a["k_norm"],
-            a["rope"], a["positions"][:n], a["k_cache"].shape[1], a["eps"],
+            a["rope"], a["positions"][:n], a["k_cache"].shape[1], a["eps"], None, a["mask_heads"],
+            a["source_row"][:n],
         )  # fmt: skip
         k_cache, v_cache = a["k_cache"].clone(), a["v_cache"].clone()
         reference.write_cache(k, a["slots"][:n], k_cache, a["k_scale"])

@@ -228,6 +228,8 @@ class Drafter:
                 layer.qkv_bias, layer.q_norm, layer.k_norm, w.rope, inputs.positions, inputs.slots,
                 num_rows, cache.k_scale, cache.v_scale, eps, cache.k, cache.v, q=self._q[:R],
                 sum_squares=None if i == 0 else sums, workspace=self._workspace,
+                mask_heads=w.mask_heads if i == 0 else None,
+                source_row=inputs.source_row if i == 0 else None,
             )  # fmt: skip
             attended = ops.paged_attention(
                 q, cache.k, cache.v, cache.k_scale, cache.v_scale, block_table, inputs.row_start,

@@ -190,10 +190,16 @@ def qkv_rope(
     num_kv_heads: int,
     eps: float,
     sums: Tensor | None = None,  # [ceil(Hin / 64), R], see rms_norm
+    mask_heads: Tensor
+    | None = None,  # [(Nq + 2 Nkv) * D], of every mask row in place of the product
+    source_row: Tensor | None = None,  # [R] int32, with mask_heads; negative for a mask row
 ) -> tuple[Tensor, Tensor, Tensor]:  # q [R, Nq, D], k and v [R, Nkv, D]
     """Query, key and value of each row, heads normed where the model does so, then rotated."""
     x = x if norm_weight is None else rms_norm(x, norm_weight, eps, sums)
-    heads = linear(x, weight, bias).unflatten(-1, (-1, rope.shape[-1]))
+    product = linear(x, weight, bias)
+    if mask_heads is not None and source_row is not None:
+        product = torch.where((source_row < 0)[:, None], mask_heads.to(x.dtype), product)
+    heads = product.unflatten(-1, (-1, rope.shape[-1]))
     num_heads = heads.shape[1] - 2 * num_kv_heads
     q, k, v = heads.split([num_heads, num_kv_heads, num_kv_heads], dim=1)
     if q_norm is not None and k_norm is not None:
