@@ -261,24 +261,31 @@ def test_sizes_of_64_bits(block_size: int, max_position: int) -> None:
 # ---- What no caller should give ------------------------------------------------------------------
 
 
+COUNTS, PLACES = ("query_start", "num_rejected"), ("target_positions", "block_table")
+
+
 @every_setting
-@pytest.mark.parametrize("seed", range(6))
-def test_garbage(seed: int, settings: Settings) -> None:
+@pytest.mark.parametrize("spoiled", [COUNTS, PLACES, COUNTS + PLACES], ids="-and-".join)
+@pytest.mark.parametrize("seed", range(4))
+def test_garbage(seed: int, spoiled: Sequence[str], settings: Settings) -> None:
     """No index leaves its tensor, and the results are the reference's."""
-    arguments = random_batch(100 + seed)
+    arguments = random_batch(101 + seed)
+    if seed % 2:
+        arguments["block_size"] = 2**62  # then all that is negative is in a column below 4
     g = torch.Generator().manual_seed(seed)
-    extremes = [INT32.min, INT32.min + 1, -1, 0, 1, INT32.max - 1, INT32.max]
-
-    def spoil(x: Tensor, values: Sequence[int]) -> None:
-        chosen = torch.rand(x.shape, generator=g) < 0.3
-        choices = torch.randint(len(values), x.shape, generator=g)
-        x[chosen] = torch.tensor(values, dtype=x.dtype)[choices][chosen]
-
     T = arguments["target_tokens"].numel()
-    spoil(arguments["query_start"], [*extremes, T - 1, T, T + 1])
-    spoil(arguments["num_rejected"], [*extremes, -2, -5])
-    spoil(arguments["target_positions"], [-1, -3, -(2**62), 2**31 - 2, 2**32 + 1, 2**62])
-    spoil(arguments["block_table"], extremes)
+    extremes = [INT32.min, INT32.min + 1, -1, 0, 1, INT32.max - 1, INT32.max]
+    garbage = {
+        "query_start": [*extremes, T - 1, T, T + 1],
+        "num_rejected": [*extremes, -2, -5],
+        "target_positions": [-1, -3, -(2**62), 2**31 - 2, 2**32 + 1, 2**62],
+        "block_table": extremes,
+    }
+    for name in spoiled:
+        x = arguments[name]
+        values = torch.tensor(garbage[name], dtype=x.dtype)
+        chosen = torch.rand(x.shape, generator=g) < 0.3
+        x[chosen] = values[torch.randint(len(values), x.shape, generator=g)][chosen]
     torch_ops.call(NAME, arguments, settings)
     # Of a request with more rows than there are, the reference looks for the first without a slot
     # only among those that there are.
@@ -287,6 +294,7 @@ def test_garbage(seed: int, settings: Settings) -> None:
     num_valid = (query_len - arguments["num_rejected"]).clamp(min=0)
     num_rows = num_valid + (num_valid > 0) * (arguments["num_speculative_tokens"] - 1)
     outside = num_rows.cumsum(0) > R
+    assert not (outside.any() and spoiled == PLACES)
     arguments["seq_lens"][outside] = expected["seq_lens"][outside]
     assert_right(arguments)
 
