@@ -9,6 +9,7 @@
 #include <string>
 
 #include "bindings/build_info.h"
+#include "common/attention_layout.h"
 
 namespace py = pybind11;
 
@@ -23,6 +24,19 @@ std::string cutlass_version() {
   return std::to_string(CUTLASS_MAJOR) + "." + minor + "." + std::to_string(CUTLASS_PATCH);
 }
 
+int64_t attention_max_segments(int64_t num_rows, int64_t num_requests, int64_t group) {
+  return p_eagle::AttentionWorkLayout{num_rows, num_requests, group}.max_segments();
+}
+
+int64_t attention_work_size(int64_t num_rows, int64_t num_requests, int64_t group,
+                            int64_t num_blocks) {
+  return p_eagle::AttentionWorkLayout{num_rows, num_requests, group}.size(num_blocks);
+}
+
+int64_t attention_workspace_bytes(int64_t num_blocks, int64_t head_dim) {
+  return p_eagle::AttentionWorkspaceLayout{num_blocks, head_dim}.bytes();
+}
+
 py::tuple cuda_archs() { return py::tuple(py::str(P_EAGLE_ARCHS).attr("split")(",")); }
 
 }  // namespace
@@ -34,4 +48,12 @@ PYBIND11_MODULE(_C, m) {
   m.attr("nvcc_version") = P_EAGLE_NVCC_VERSION;
   m.attr("cutlass_version") = cutlass_version();
   m.def("cuda_ops", &p_eagle::cuda_ops, "Names of the ops that this build implements for CUDA.");
+  m.def("attention_blocks_per_sm", &p_eagle::attention_blocks_per_sm, py::arg("head_dim"),
+        "Thread blocks of the attention kernel that an SM holds.");
+  m.def("attention_max_segments", &attention_max_segments, py::arg("num_rows"),
+        py::arg("num_requests"), py::arg("group"), "Segments that a work map has room for.");
+  m.def("attention_work_size", &attention_work_size, py::arg("num_rows"), py::arg("num_requests"),
+        py::arg("group"), py::arg("num_blocks"), "Elements of a work map.");
+  m.def("attention_workspace_bytes", &attention_workspace_bytes, py::arg("num_blocks"),
+        py::arg("head_dim"), "Bytes of the attention kernel's workspace.");
 }
