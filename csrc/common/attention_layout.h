@@ -7,7 +7,8 @@
 
 namespace p_eagle {
 
-inline constexpr int kAttentionTileRows = 128;  // packed rows, (row, head of the group), of a segment
+inline constexpr int kAttentionTileRows =
+    128;  // packed rows, (row, head of the group), of a segment
 inline constexpr int kAttentionTileKeys = 64;
 inline constexpr int kAttentionMinTiles = 4;  // of a block, or merging would cost more than reading
 inline constexpr int kAttentionTreeRows = 64;  // bits of a row's mask
