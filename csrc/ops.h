@@ -10,6 +10,34 @@ namespace p_eagle {
 
 enum class DType : int { kBFloat16, kHalf };
 
+// The rows of a drafter pass. T: target rows, B: requests, K: drafted tokens, R = T + B * (K - 1):
+// rows in the buffers. How many of them exist, and what they are, depends on what the inputs hold.
+struct PrepareInputsParams {
+  int64_t const* target_tokens = nullptr;     // [T]
+  int64_t const* target_positions = nullptr;  // [T]
+  int32_t const* query_start = nullptr;       // [B + 1]
+  int32_t const* num_rejected = nullptr;      // [B]
+  int64_t const* next_tokens = nullptr;       // [B]
+  int32_t const* block_table = nullptr;       // [B, max_blocks]
+  int64_t* token_ids = nullptr;               // [R]
+  int64_t* positions = nullptr;               // [R]
+  int64_t* slots = nullptr;                   // [R]
+  int32_t* source_row = nullptr;              // [R]
+  int32_t* row_start = nullptr;               // [B + 1]
+  int32_t* seq_lens = nullptr;                // [B]
+  int32_t* sample_rows = nullptr;             // [B * K]
+  int64_t mask_token_id = 0;
+  int64_t block_size = 0;
+  int64_t max_position = 0;
+  int64_t max_blocks = 0;
+  int num_target_rows = 0;         // T
+  int num_requests = 0;            // B
+  int num_speculative_tokens = 0;  // K
+  int max_rows = 0;                // R
+};
+
+cudaError_t launch_prepare_inputs(PrepareInputsParams const& params, cudaStream_t stream);
+
 // Layer-0 input of the drafter. R: rows in the buffers, H: hidden size, V: vocabulary size.
 struct EmbedNormConcatParams {
   int64_t const* token_ids = nullptr;   // [R]

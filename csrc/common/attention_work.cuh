@@ -14,7 +14,7 @@
 #include <cstdint>
 
 #include "common/attention_layout.h"
-#include "common/reduce.cuh"
+#include "common/scan.cuh"
 
 namespace p_eagle {
 
@@ -43,46 +43,10 @@ struct RequestRows {
         count(max(min(row_start[request + 1], num_rows) - begin, 0)) {}
 };
 
-CUTLASS_DEVICE int ceil_div(int a, int b) { return (a + b - 1) / b; }
-
 CUTLASS_DEVICE int clamp_position(int64_t position) {
   int64_t const limit = kAttentionMaxKeys;
   return int(position < -limit ? -limit : position > limit ? limit : position);
 }
-
-template <int kThreads>
-struct BlockScan {
-  static_assert(kThreads % kWarpSize == 0);
-  static constexpr int kWarps = kThreads / kWarpSize;
-
-  struct SharedStorage {
-    int warp_totals[kWarps];
-  };
-
-  // Returns the sum of `value` over the threads before this one, and adds that over all to `total`.
-  CUTLASS_DEVICE static int exclusive(SharedStorage& shared, int value, int thread, int& total) {
-    int const lane = thread % kWarpSize;
-    int inclusive = value;
-    CUTLASS_PRAGMA_UNROLL
-    for (int offset = 1; offset < kWarpSize; offset *= 2) {
-      int const other = __shfl_up_sync(0xffffffffu, inclusive, offset);
-      inclusive += lane >= offset ? other : 0;
-    }
-    if (lane == kWarpSize - 1) {
-      shared.warp_totals[thread / kWarpSize] = inclusive;
-    }
-    __syncthreads();  // the totals are written
-    int before = total;
-    CUTLASS_PRAGMA_UNROLL
-    for (int warp = 0; warp < kWarps; ++warp) {
-      int const warp_total = shared.warp_totals[warp];
-      before += warp < thread / kWarpSize ? warp_total : 0;
-      total += warp_total;
-    }
-    __syncthreads();  // the totals have been read
-    return before + inclusive - value;
-  }
-};
 
 // The number of elements of an ascending sequence that are at most `value`.
 template <class At>
@@ -115,7 +79,7 @@ struct AttentionPlanner {
     int32_t* const request_segment = work + layout.request_segments();
     int32_t* const first_segment = work + layout.first_segments();
 
-    int num_segments = 0;
+    int64_t all_segments = 0;
     for (int base = 0; base < in.num_requests; base += kThreads) {
       int const request = base + thread;
       int row_tiles = 0;
@@ -123,13 +87,15 @@ struct AttentionPlanner {
         RequestRows const rows(in.row_start, request, in.num_rows);
         row_tiles = ceil_div(rows.count * in.group, kAttentionTileRows);
       }
-      int const first = Scan::exclusive(shared, row_tiles, thread, num_segments);
+      auto const sums = Scan::sum(shared, row_tiles, thread);
+      int64_t const first = all_segments + sums.before;
       if (request < in.num_requests) {
-        request_segment[request] = min(first, max_segments);
+        request_segment[request] = int(first < max_segments ? first : max_segments);
       }
+      all_segments += sums.total;
+      __syncthreads();  // request_segment is written, the sums have been read
     }
-    __syncthreads();  // request_segment is written
-    num_segments = min(num_segments, max_segments);
+    int const num_segments = int(all_segments < max_segments ? all_segments : max_segments);
 
     int num_tiles = 0;
     for (int base = 0; base < max_segments; base += kThreads) {
@@ -140,22 +106,21 @@ struct AttentionPlanner {
             count_at_most(in.num_requests, index, [&](int i) { return request_segment[i]; }) - 1;
         segment = make_segment(in, request, index - request_segment[request]);
       }
-      int const tiles = segment.num_tiles * in.num_kv_heads;
-      int const line_start = Scan::exclusive(shared, tiles, thread, num_tiles);
+      auto const sums = Scan::sum(shared, int64_t(segment.num_tiles) * in.num_kv_heads, thread);
       if (index < max_segments) {
-        segment.line_start = index < num_segments ? line_start : 0;
+        segment.line_start = index < num_segments ? num_tiles + int(sums.before) : 0;
         segments[index] = segment;
       }
+      num_tiles += int(sums.total);
+      __syncthreads();  // the segments are written, the sums have been read
     }
-    __syncthreads();  // the segments are written
 
     int const tiles_per_block = max(ceil_div(num_tiles, in.num_blocks), kAttentionMinTiles);
     for (int block = thread; block < in.num_blocks; block += kThreads) {
       int64_t const place = int64_t(block) * tiles_per_block;
-      first_segment[block] =
-          place >= num_tiles ? num_segments : count_at_most(num_segments, place, [&](int i) {
-                                                return segments[i].line_start;
-                                              }) - 1;
+      int const begun =
+          count_at_most(num_segments, place, [&](int i) { return segments[i].line_start; });
+      first_segment[block] = place < num_tiles ? begun - 1 : num_segments;
     }
     if (thread == 0) {
       *header = {num_segments, num_tiles, tiles_per_block, {}};
@@ -163,6 +128,8 @@ struct AttentionPlanner {
   }
 
  private:
+  CUTLASS_DEVICE static int ceil_div(int a, int b) { return a / b + (a % b != 0); }
+
   CUTLASS_DEVICE static AttentionSegment make_segment(AttentionPlanInputs const& in, int request,
                                                       int row_tile) {
     RequestRows const rows(in.row_start, request, in.num_rows);

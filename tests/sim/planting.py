@@ -13,7 +13,8 @@ from pathlib import Path
 
 from hostsim import build
 from sim.planted import Bug
-from sim.sample_kernels import SAMPLES, Sample
+from sim.sample import Sample
+from sim.sample_kernels import SAMPLES
 
 _INCLUDE = re.compile(r'^#include ["<](.+)[">].*\n', re.MULTILINE)
 _PRAGMA = re.compile(r"^#pragma once\n", re.MULTILINE)

@@ -16,12 +16,13 @@ def test_load_widths(conformance: Conformance) -> None:
     data[0] = 0x80
     data[1] = 0xFF
     (got,) = conformance.run(
-        "memory.cu", "load_widths", inputs=[data], outputs=[((32, 8), np.int64)]
+        "memory.cu", "load_widths", inputs=[data], outputs=[((32, 14), np.int64)]
     )
     low = [data.view(dtype)[:, 0] for dtype in (np.int8, np.uint8, np.int16, np.uint16)]
     high = [data.view(dtype)[:, 1] for dtype in (np.int32, np.uint32)]
     whole = data.view(np.int64)[:, 0]
-    expected = np.stack([x.astype(np.int64) for x in (*low, *high, whole, whole)], axis=1)
+    columns = (*low, *high, *low, *high, whole, whole)
+    expected = np.stack([x.astype(np.int64) for x in columns], axis=1)
     np.testing.assert_array_equal(got, expected)
 
 

@@ -125,7 +125,6 @@ def test_a_captured_pass_is_replayed_on_other_batches(settings: Settings) -> Non
             assert torch.equal(copies["out"][:n], other["out"][:n])
             copies["out"].fill_(7)
         assert len(session.launches) == 9
-        assert all(launch.overlaps_previous for launch in session.launches)
 
 
 @every_setting

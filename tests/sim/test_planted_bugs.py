@@ -16,7 +16,8 @@ from hostsim import build
 from sim.emulator import FOUR, Emulator, Settings
 from sim.planted import BUGS, LAUNCH_ERROR, WRONG_RESULT, Bug
 from sim.planting import planted_compilation, suffix
-from sim.sample_kernels import SAMPLES, LaunchError, Run
+from sim.sample import LaunchError, Run
+from sim.sample_kernels import SAMPLES
 
 LONGEST_RUN = 10.0  # seconds, so that a deadlock or an endless loop counts as found only if it ends
 

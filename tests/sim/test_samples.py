@@ -8,7 +8,8 @@ import pytest
 
 from hostsim import build
 from sim.emulator import FOUR, Emulator, Settings
-from sim.sample_kernels import SAMPLES, Run
+from sim.sample import Run
+from sim.sample_kernels import SAMPLES
 
 
 @functools.cache

@@ -58,7 +58,10 @@ uint64_t load_bytes(char const* from, int bytes, int sign_bits) {
       uint64_t const value = load_element<uint16_t>(from);
       return sign_bits != 0 ? uint64_t(int64_t(int16_t(value))) : value;
     }
-    case 4: return load_element<uint32_t>(from);
+    case 4: {
+      uint64_t const value = load_element<uint32_t>(from);
+      return sign_bits != 0 ? uint64_t(int64_t(int32_t(value))) : value;
+    }
     default: return load_element<uint64_t>(from);
   }
 }

@@ -12,29 +12,33 @@ __device__ unsigned shared_address(void const* pointer) {
 
 }  // namespace
 
-// Elements of 1, 2, 4 and 8 bytes, signed and unsigned, each to 64 bits.
+// Elements of 1, 2, 4 and 8 bytes, signed and unsigned, each to 64 bits: by a register of
+// the type's size that is converted, and by a load that extends.
 MICRO_KERNEL(load_widths) {
   auto const* in = args.input<unsigned char>(0) + 8 * threadIdx.x;
-  auto* out = args.output<long long>(0) + 8 * threadIdx.x;
+  auto* out = args.output<long long>(0) + 14 * threadIdx.x;
   short s8, u8, s16, u16;
   int s32, u32;
-  long long s64, u64;
   asm volatile("ld.global.s8 %0, [%1];" : "=h"(s8) : "l"(in));
   asm volatile("ld.global.u8 %0, [%1];" : "=h"(u8) : "l"(in));
   asm volatile("ld.global.s16 %0, [%1];" : "=h"(s16) : "l"(in));
   asm volatile("ld.global.u16 %0, [%1];" : "=h"(u16) : "l"(in));
   asm volatile("ld.global.s32 %0, [%1+4];" : "=r"(s32) : "l"(in));
   asm volatile("ld.global.u32 %0, [%1+4];" : "=r"(u32) : "l"(in));
-  asm volatile("ld.global.s64 %0, [%1];" : "=l"(s64) : "l"(in));
-  asm volatile("ld.global.b64 %0, [%1];" : "=l"(u64) : "l"(in));
   out[0] = s8;
   out[1] = static_cast<unsigned short>(u8);
   out[2] = s16;
   out[3] = static_cast<unsigned short>(u16);
   out[4] = s32;
   out[5] = static_cast<unsigned>(u32);
-  out[6] = s64;
-  out[7] = u64;
+  asm volatile("ld.global.s8 %0, [%1];" : "=l"(out[6]) : "l"(in));
+  asm volatile("ld.global.u8 %0, [%1];" : "=l"(out[7]) : "l"(in));
+  asm volatile("ld.global.s16 %0, [%1];" : "=l"(out[8]) : "l"(in));
+  asm volatile("ld.global.u16 %0, [%1];" : "=l"(out[9]) : "l"(in));
+  asm volatile("ld.global.s32 %0, [%1+4];" : "=l"(out[10]) : "l"(in));
+  asm volatile("ld.global.u32 %0, [%1+4];" : "=l"(out[11]) : "l"(in));
+  asm volatile("ld.global.s64 %0, [%1];" : "=l"(out[12]) : "l"(in));
+  asm volatile("ld.global.b64 %0, [%1];" : "=l"(out[13]) : "l"(in));
 }
 
 // The low bytes of a register, as many as the type has, and no others.

@@ -1,0 +1,167 @@
+"""The project's kernels as samples: one function each, and its entry in `SAMPLES`.
+
+A function makes the buffers, queues launches that would show what a bug does - above all a launch
+that depends on one before - and says what must come out.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from p_eagle_cuda import reference
+from sim.params import params_type
+from sim.sample import BF16_ERROR, CSRC, FOLDER, Run, Sample, randn, source
+
+
+def prepare_inputs(run: Run) -> None:
+    """Three launches, the third of which takes the first's rows as its target rows.
+
+    The second has no requests; the order of the first and the third hangs on it. The third has a
+    few of the requests only. Positions of the first go past the last one allowed, those of the
+    third past the columns of the block table.
+    """
+
+    def launch(
+        label: str,
+        inputs: dict[str, Tensor],
+        made: dict[str, ctypes.c_void_p],
+        max_position: int = 590,
+    ) -> tuple[reference.PreparedInputs, dict[str, ctypes.c_void_p]]:
+        """Returns the rows; `made` are the inputs that another launch makes."""
+        numbers = {
+            "num_speculative_tokens": 3, "mask_token_id": 5000, "block_size": 2,
+            "max_position": max_position,
+        }  # fmt: skip
+        rows = reference.prepare_inputs(**inputs, **numbers)
+        pointers = {
+            name: run.given(name + label, x) for name, x in inputs.items() if name not in made
+        }
+        # Filled with 77, which no output is; what a buffer starts out as is -1, which some are.
+        outputs = {
+            name: run.updated(name + label, torch.full_like(x, 77), x, 0.0)
+            for name, x in rows._asdict().items()
+        }
+        params = params_type("PrepareInputsParams")(
+            **pointers, **made, **outputs, **numbers, max_rows=len(rows.token_ids),
+            num_target_rows=len(inputs["target_tokens"]), num_requests=len(inputs["num_rejected"]),
+            max_blocks=inputs["block_table"].shape[1],
+        )  # fmt: skip
+        run.launch("launch_prepare_inputs_from_c", ctypes.byref(params))
+        return rows, outputs
+
+    inputs = _ragged_requests(block_size=2)
+    rows, outputs = launch("", inputs, {})
+    nothing = {name: x[: name == "query_start"] for name, x in inputs.items()}
+    launch(" of the second launch", nothing, {})
+    few = {name: inputs[name][:20] for name in ("num_rejected", "next_tokens", "block_table")}
+    chained = {
+        "target_tokens": rows.token_ids, "target_positions": rows.positions,
+        "query_start": rows.row_start[:21],
+    }  # fmt: skip
+    made = zip(chained, (outputs[x] for x in ("token_ids", "positions", "row_start")), strict=True)
+    launch(" of the third launch", few | chained, dict(made), max_position=1000)
+
+
+def _ragged_requests(block_size: int) -> dict[str, Tensor]:
+    """What prepare_inputs takes: a tile of requests and a bit, at positions below 600.
+
+    Request 10 comes to the end of the block table. Request 100 has more columns of it than a warp
+    looks at together, two of them without a block, which the same lane looks at. The last has more
+    rows than the target.
+    """
+    B, max_position = 262, 600
+    request = torch.arange(B)
+    lengths, starts = request % 3, request * 7 % max_position
+    starts[10] = max_position - 1
+    lengths[100], starts[100] = 590, 1
+    lengths[-1], starts[-1] = 2, 580
+    query_start = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    row = torch.arange(int(query_start[-1]))
+    of_row = torch.repeat_interleave(request, lengths)
+    positions = starts[of_row] + row - query_start[of_row]
+    query_start[-1] += 3
+    block_table = (11 * request[:, None] + torch.arange(max_position // block_size)) % 1000
+    block_table[20::2, 0] = -1  # before most requests' first position
+    block_table[request[::5], starts[::5] // block_size] = -1
+    block_table[100, [0, 261, 261 + 32]] = torch.tensor([0, -1, -1])
+    return {
+        "target_tokens": row + 1,
+        "target_positions": positions,
+        "query_start": query_start.int(),
+        "num_rejected": 2 * (request % 7 == 4).int(),
+        "next_tokens": request + 6000,
+        "block_table": block_table.int(),
+    }
+
+
+def embed_norm_concat(run: Run) -> None:
+    """Three launches, the third of which takes the first's residual as its hidden states.
+
+    The second has fewer rows and nothing to do with them. So the order of the first and the third
+    hangs on what the second's surplus blocks do.
+    """
+    dtype, rows, H, V, eps = torch.bfloat16, 5, 1048, 11, 1e-2
+    embedding, mask_hidden = randn(V, H, dtype=dtype), randn(1, H, dtype=dtype)[0]
+    weights = 1 + randn(2, H, dtype=dtype) / 4
+    token_ids = torch.tensor([3, 0, V - 1, 3, 7])
+    source_row = torch.tensor([0, 1, -1, 2, -1], dtype=torch.int32)
+    hidden = randn(rows, H, dtype=dtype)
+    constants = {
+        "token_ids": run.given("token_ids", token_ids),
+        "source_row": run.given("source_row", source_row),
+        "embedding": run.given("embedding", embedding),
+        "mask_hidden": run.given("mask_hidden", mask_hidden),
+        "embed_weight": run.given("embed_weight", weights[0]),
+        "hidden_weight": run.given("hidden_weight", weights[1]),
+    }
+    hidden[source_row < 0] = torch.nan  # must not be read
+    first_hidden = run.given("hidden", hidden)
+
+    def launch(label: str, n: int, x: Tensor, x_pointer: ctypes.c_void_p) -> ctypes.c_void_p:
+        """Returns the residual; its rows are those of `x`, except for mask rows."""
+        embed_norm = _rms_norm(embedding[token_ids], weights[0], eps)
+        residual = torch.where(source_row[:, None] < 0, mask_hidden, x)
+        out = torch.cat([embed_norm, _rms_norm(residual, weights[1], eps)], 1)
+        out_pointer = run.output(f"out{label}", dtype, out[:n], BF16_ERROR)
+        residual_pointer = run.output(f"residual{label}", dtype, residual[:n], 0.0)
+        count = run.given(f"num_rows{label}", torch.tensor([n], dtype=torch.int32))
+        params = params_type("EmbedNormConcatParams")(
+            **constants, num_rows=count, hidden=x_pointer, out=out_pointer,
+            residual=residual_pointer, max_rows=rows, hidden_size=H, vocab_size=V, eps=eps,
+        )  # fmt: skip
+        run.launch("launch_embed_norm_concat_from_c", ctypes.byref(params), 0)
+        return residual_pointer
+
+    residual_pointer = launch("", rows, hidden, first_hidden)
+    launch(" of the second launch", rows - 2, hidden, first_hidden)
+    launch(" of the third launch", rows, hidden, residual_pointer)
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    x = x.double()
+    return x * (x.square().mean(-1, keepdim=True) + eps).rsqrt() * weight.double()
+
+
+def _sample(run: Callable[[Run], None], common: Sequence[str]) -> Sample:
+    """The kernel that has the name of `run`, and the files of csrc/common that it includes."""
+    name = run.__name__
+    return Sample(
+        run,
+        source(f"launch_{name}"),
+        included=[
+            CSRC / "ops.h",
+            *(CSRC / "common" / file for file in common),
+            CSRC / "kernels" / f"{name}.cu",
+        ],
+        includes=(FOLDER, CSRC),
+    )
+
+
+SAMPLES: dict[str, Sample] = {
+    "prepare_inputs": _sample(prepare_inputs, ["launch.h", "reduce.cuh", "scan.cuh"]),
+    "embed_norm_concat": _sample(embed_norm_concat, ["launch.h", "reduce.cuh"]),
+}
