@@ -227,7 +227,11 @@ CUTLASS_DEVICE void process(PagedAttentionParams const& params, AttentionShared&
   // Warps with the same rows are `row_warps` apart.
   int const row_warps = piece.packed_rows > 64 ? 8 : piece.packed_rows > 32 ? 4 : 2;
   int const key_warp = warp / row_warps;
-  int const first_row = warp % row_warps * 16;
+  // Of two blocks on an SM one takes them in reverse, so that where the rows are few for 8 warps the
+  // others are not of the same scheduler.
+  bool const in_reverse = Config::kBlocksPerSm > 1 && blockIdx.x >= gridDim.x / 2;
+  int const place = warp % row_warps;
+  int const first_row = (in_reverse ? row_warps - 1 - place : place) * 16;
   bool const has_rows = first_row < piece.packed_rows;
   QueryRows<Config> const rows(params, piece, first_row, lane);
   RowSoftmax<Tile> softmax;

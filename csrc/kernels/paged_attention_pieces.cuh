@@ -26,7 +26,7 @@ struct PagedAttentionConfig {
   static constexpr int kHeadDim = kHeadDim_;
   static constexpr int kThreads = 256;
   static constexpr int kWarps = kThreads / kWarpSize;
-  static constexpr int kBlocksPerSm = attention_blocks_per_sm(kHeadDim);
+  static constexpr int kBlocksPerSm = attention_blocks_per_sm(kHeadDim, 228 * 1024);
 
   // As much as is in flight at a time; 96 KB of shared memory is what every GPU since sm_80 has.
   static constexpr int kStageBytes = 2 * Tile::kBytes;
