@@ -167,4 +167,61 @@ cudaError_t launch_norm_swiglu(NormSwigluParams const& params, DType dtype, cuda
 cudaError_t launch_qkv_rope_cache(QkvRopeCacheParams const& params, DType dtype,
                                   cudaStream_t stream);
 
+// ---- Attention ----------------------------------------------------------------------------------
+
+// The work map of a pass's attention. B: requests, R: rows in the buffers.
+struct PlanAttentionParams {
+  int32_t const* row_start = nullptr;  // [B + 1]
+  int32_t const* seq_lens = nullptr;   // [B]
+  int64_t const* positions = nullptr;  // [R]
+  int32_t* work = nullptr;             // as AttentionWorkLayout says
+  int num_rows = 0;                    // R
+  int num_requests = 0;                // B
+  int num_heads = 0;
+  int num_kv_heads = 0;
+  int max_keys = 0;    // of a request
+  int window = 0;      // 0: none
+  int num_blocks = 0;  // of the attention
+  bool is_tree = false;
+};
+
+cudaError_t launch_plan_attention(PlanAttentionParams const& params, cudaStream_t stream);
+
+// Attention over a paged cache. D: head size; strides of the caches are in elements.
+struct PagedAttentionParams {
+  void const* q = nullptr;               // [R, Nq, D] Element
+  void const* k_cache = nullptr;         // [blocks, Nkv, block_size, D] Cache
+  void const* v_cache = nullptr;         // the same
+  float const* k_scale = nullptr;        // [1]
+  float const* v_scale = nullptr;        // [1]
+  int32_t const* block_table = nullptr;  // [B, max_blocks]
+  int32_t const* row_start = nullptr;    // [B + 1]
+  int64_t const* positions = nullptr;    // [R]
+  int64_t const* tree_mask = nullptr;    // [R]    null: causal
+  float const* sinks = nullptr;          // [Nq]   null: none
+  int32_t const* work = nullptr;         // from plan_attention
+  void* workspace = nullptr;             // as AttentionWorkspaceLayout says
+  void* out = nullptr;                   // [R, Nq, D] Element
+  int64_t k_block_stride = 0;
+  int64_t k_head_stride = 0;
+  int64_t k_row_stride = 0;
+  int64_t v_block_stride = 0;
+  int64_t v_head_stride = 0;
+  int64_t v_row_stride = 0;
+  float softmax_scale = 0.0f;
+  int window = 0;  // 0: none
+  int num_rows = 0;
+  int num_requests = 0;
+  int num_heads = 0;
+  int num_kv_heads = 0;
+  int head_dim = 0;
+  int num_cache_blocks = 0;
+  int block_size = 0;
+  int max_blocks = 0;  // of a request
+  int num_blocks = 0;  // thread blocks, as in the plan
+};
+
+cudaError_t launch_paged_attention(PagedAttentionParams const& params, DType dtype,
+                                   CacheType cache_dtype, cudaStream_t stream);
+
 }  // namespace p_eagle

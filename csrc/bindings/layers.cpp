@@ -19,19 +19,6 @@ void check_rows(char const* op, char const* name, Tensor const& x) {
   STD_TORCH_CHECK(x.dim() == 2, op, ": `", name, "` must be 2-D, got ", shape_of(x));
 }
 
-CacheType to_cache_type(char const* op, ScalarType cache, ScalarType working) {
-  if (cache == working) {
-    return CacheType::kElement;
-  }
-  switch (cache) {
-    case ScalarType::Float8_e4m3fn: return CacheType::kE4M3;
-    case ScalarType::Float8_e5m2: return CacheType::kE5M2;
-    default:
-      STD_TORCH_CHECK(false, op, ": `k_cache` must have dtype ", working, " or an FP8 one, got ",
-                      cache);
-  }
-}
-
 PagedCache check_cache(char const* op, char const* name, Tensor& cache, Tensor const& scale,
                        char const* scale_name, int32_t device, ScalarType type,
                        std::initializer_list<int64_t> shape) {

@@ -17,12 +17,20 @@ message that names the argument, what it must be and what it is.
 """
 
 from p_eagle_cuda._registry import implementations, linear_workspace, load_library
-from p_eagle_cuda.ops.attention import paged_attention
+from p_eagle_cuda.ops.attention import (
+    AttentionBuffers,
+    allocate_attention,
+    paged_attention,
+    plan_attention,
+    slice_work,
+)
 from p_eagle_cuda.ops.head import lm_head_topk
 from p_eagle_cuda.ops.inputs import embed_norm_concat, prepare_inputs, project_taps
 from p_eagle_cuda.ops.layers import linear_residual, norm_swiglu, qkv_rope_cache
 
 __all__ = [
+    "AttentionBuffers",
+    "allocate_attention",
     "embed_norm_concat",
     "implementations",
     "linear_residual",
@@ -30,9 +38,11 @@ __all__ = [
     "lm_head_topk",
     "norm_swiglu",
     "paged_attention",
+    "plan_attention",
     "prepare_inputs",
     "project_taps",
     "qkv_rope_cache",
+    "slice_work",
 ]
 
 load_library()

@@ -1,6 +1,7 @@
 """Kernels with one error each: tables of what the emulator must find."""
 
 from sim.planted import (
+    attention,
     copies,
     gemms,
     linear_layers,
@@ -17,6 +18,7 @@ BUGS: tuple[Bug, ...] = (
     *warps_and_launches.BUGS,
     *project.BUGS,
     *linear_layers.BUGS,
+    *attention.BUGS,
 )
 
 __all__ = ["BUGS", "LAUNCH_ERROR", "WRONG_RESULT", "Bug"]
