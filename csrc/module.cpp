@@ -49,7 +49,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cutlass_version") = cutlass_version();
   m.def("cuda_ops", &p_eagle::cuda_ops, "Names of the ops that this build implements for CUDA.");
   m.def("attention_blocks_per_sm", &p_eagle::attention_blocks_per_sm, py::arg("head_dim"),
-        "Thread blocks of the attention kernel that an SM holds.");
+        py::arg("shared_bytes_per_sm"), "Thread blocks of the attention kernel that an SM holds.");
   m.def("attention_max_segments", &attention_max_segments, py::arg("num_rows"),
         py::arg("num_requests"), py::arg("group"), "Segments that a work map has room for.");
   m.def("attention_work_size", &attention_work_size, py::arg("num_rows"), py::arg("num_requests"),

@@ -80,6 +80,16 @@ class Elf:
         """Bytes of local memory per thread of each function of a CUDA binary, spills included."""
         return self._cuda_attribute(_ATTRIBUTE_FRAME_SIZE)
 
+    def opcodes(self) -> dict[str, set[int]]:
+        """By kernel, which instructions a CUDA binary has: the low 12 bits of their 16 bytes."""
+        return {
+            x.name.removeprefix(".text."): {
+                low & 0xFFF for low, _ in struct.iter_unpack("<QQ", x.content)
+            }
+            for x in self.sections
+            if x.name.startswith(".text.")
+        }
+
     def _global_symbols(self) -> list[tuple[str, int]]:
         table = next(x for x in self.sections if x.kind == _SECTION_DYNSYM)
         strings = self.sections[table.link].content

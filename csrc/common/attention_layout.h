@@ -15,8 +15,10 @@ inline constexpr int kAttentionTreeRows = 64;  // bits of a row's mask
 inline constexpr int kAttentionMaxKeys = 1 << 30;
 
 // One block per SM reads enough ahead to cover the latency of memory; two also overlap the end of a
-// piece with the start of another, where the registers allow it.
-constexpr int attention_blocks_per_sm(int head_dim) { return head_dim <= 64 ? 2 : 1; }
+// piece with the start of another, where registers and shared memory allow it.
+constexpr int attention_blocks_per_sm(int head_dim, int64_t shared_bytes_per_sm) {
+  return head_dim <= 64 && shared_bytes_per_sm >= 2 * 66 * 1024 ? 2 : 1;
+}
 
 // A tile of packed rows of a request, and the keys that some of the rows may see.
 struct alignas(16) AttentionSegment {

@@ -40,31 +40,27 @@ CUTLASS_DEVICE float quad_sum(float x) {
   return x + __shfl_xor_sync(kWholeWarp, x, 2);
 }
 
-// The masks of the rows that are nodes of a tree.
-struct TreeMask {
-  int64_t const* rows;  // null: no tree
-  int key_end;          // before the first key that is not there
-};
-
-// The keys that the two rows of a lane see: those from `begin` to before `end`, and with a tree also
+// The keys that the two rows of a lane see: those from `begin` to before `end`, and of a tree also
 // those from `end` on whose bits are set.
 struct VisibleKeys {
   int begin[2] = {0, 0};
   int end[2] = {INT_MAX, INT_MAX};  // rows that do not exist see all, and nobody looks at them
-  int row[2] = {0, 0};              // of the tree mask
 
   // Whether both rows see all of `count` keys from `first` on.
   CUTLASS_DEVICE bool all(int first, int count) const {
     return first >= max(begin[0], begin[1]) && first + count <= min(end[0], end[1]);
   }
 
-  // Sets the scores of keys that are not seen to -inf.
-  template <int kKeys>
-  CUTLASS_DEVICE void apply(float (&scores)[kKeys / 8][4], int first, TreeMask const& tree,
+  // Sets the scores of keys that are not seen to -inf. `tree` says of each row which of the keys
+  // from `end` on it sees, and where the keys end; it is asked only here, so that it need not be in
+  // registers.
+  template <int kKeys, class Tree>
+  CUTLASS_DEVICE void apply(float (&scores)[kKeys / 8][4], int first, Tree const& tree,
                             int lane) const {
+    int const tree_end = tree.key_end();
     CUTLASS_PRAGMA_UNROLL
     for (int half = 0; half < 2; ++half) {
-      uint64_t const bits = tree.rows == nullptr ? 0 : uint64_t(tree.rows[row[half]]);
+      uint64_t const bits = tree.bits(half);
       CUTLASS_PRAGMA_UNROLL
       for (int n = 0; n < kKeys / 8; ++n) {
         CUTLASS_PRAGMA_UNROLL
@@ -72,7 +68,7 @@ struct VisibleKeys {
           int const key = first + 8 * n + lane % 4 * 2 + e;
           bool const in_range = key >= begin[half] && key < end[half];
           bool const in_tree =
-              key >= end[half] && key < tree.key_end && (bits >> ((key - end[half]) & 63) & 1) != 0;
+              key >= end[half] && key < tree_end && (bits >> ((key - end[half]) & 63) & 1) != 0;
           if (!in_range && !in_tree) {
             scores[n][2 * half + e] = negative_infinity();
           }
@@ -92,9 +88,9 @@ struct RowSoftmax {
 
   // Takes in kKeys keys from `first_key` of a tile on, whose first key is `tile_key`. `scale` is of
   // each row's scores, with log2(e).
-  template <int kKeys>
+  template <int kKeys, class Tree>
   CUTLASS_DEVICE void add(uint32_t const (&q)[Tile::kSteps][4], float const (&scale)[2],
-                          VisibleKeys const& visible, TreeMask const& tree, char const* k_tile,
+                          VisibleKeys const& visible, Tree const& tree, char const* k_tile,
                           char const* v_tile, int tile_key, int first_key,
                           typename Tile::Lane const& address, int lane) {
     float scores[kKeys / 8][4];

@@ -161,7 +161,7 @@ struct AttentionShared {
 // its place among the warps that have the same rows.
 template <class Config, int kKeys>
 CUTLASS_DEVICE void attend(AttentionPiece const& piece, KeyValueLoader<Config> const& loader,
-                           PageWindow& pages, QueryRows<Config> const& rows,
+                           PageWindow& pages, QueryRows<Config> const& queries,
                            RowSoftmax<typename Config::Tile>& softmax, TreeMask const& tree,
                            char* stages, bool has_rows, int first_key, int key_stride, int thread) {
   using Tile = typename Config::Tile;
@@ -191,7 +191,7 @@ CUTLASS_DEVICE void attend(AttentionPiece const& piece, KeyValueLoader<Config> c
       int const tile_key = piece.first_key() + tile * kAttentionTileKeys;
 #pragma unroll 1
       for (int key = first_key; key < kAttentionTileKeys; key += key_stride) {
-        softmax.template add<kKeys>(rows.q, rows.scale, rows.visible, tree, k_tile,
+        softmax.template add<kKeys>(queries.q, queries.scale, queries.visible, tree, k_tile,
                                     k_tile + Tile::kBytes, tile_key, key, address, lane);
       }
     }
@@ -227,16 +227,21 @@ CUTLASS_DEVICE void process(PagedAttentionParams const& params, AttentionShared&
   // Warps with the same rows are `row_warps` apart.
   int const row_warps = piece.packed_rows > 64 ? 8 : piece.packed_rows > 32 ? 4 : 2;
   int const key_warp = warp / row_warps;
-  int const first_row = warp % row_warps * 16;
+  // Of two blocks on an SM one takes them in reverse, so that where the rows are few for 8 warps the
+  // others are not of the same scheduler.
+  bool const in_reverse = Config::kBlocksPerSm > 1 && blockIdx.x >= gridDim.x / 2;
+  int const place = warp % row_warps;
+  int const first_row = (in_reverse ? row_warps - 1 - place : place) * 16;
   bool const has_rows = first_row < piece.packed_rows;
-  QueryRows<Config> const rows(params, piece, first_row, lane);
+  WarpRows const rows{piece, first_row, lane};
+  QueryRows<Config> const queries(params, rows);
   RowSoftmax<Tile> softmax;
-  TreeMask const tree{params.tree_mask, piece.segment.key_end};
+  TreeMask const tree{params, rows};
   if (row_warps == 2) {
-    attend<Config, 16>(piece, loader, shared.pages, rows, softmax, tree, stages, has_rows,
+    attend<Config, 16>(piece, loader, shared.pages, queries, softmax, tree, stages, has_rows,
                        16 * key_warp, 64, thread);
   } else {
-    attend<Config, 32>(piece, loader, shared.pages, rows, softmax, tree, stages, has_rows,
+    attend<Config, 32>(piece, loader, shared.pages, queries, softmax, tree, stages, has_rows,
                        32 * key_warp, row_warps == 4 ? 64 : 32, thread);
   }
 
@@ -260,8 +265,8 @@ CUTLASS_DEVICE void process(PagedAttentionParams const& params, AttentionShared&
   Partials<Config> const partials(params);
   CUTLASS_PRAGMA_UNROLL
   for (int half = 0; half < 2; ++half) {
-    int const packed = rows.packed[half];
-    if (key_warp == 0 && packed >= 0) {
+    int const packed = rows.packed(half);
+    if (key_warp == 0 && rows.exists(half)) {
       if (piece.is_whole()) {
         write_output<Config>(params, piece, packed, softmax, half, lane);
       } else {

@@ -26,7 +26,7 @@ struct PagedAttentionConfig {
   static constexpr int kHeadDim = kHeadDim_;
   static constexpr int kThreads = 256;
   static constexpr int kWarps = kThreads / kWarpSize;
-  static constexpr int kBlocksPerSm = attention_blocks_per_sm(kHeadDim);
+  static constexpr int kBlocksPerSm = attention_blocks_per_sm(kHeadDim, 228 * 1024);
 
   // As much as is in flight at a time; 96 KB of shared memory is what every GPU since sm_80 has.
   static constexpr int kStageBytes = 2 * Tile::kBytes;
@@ -216,7 +216,31 @@ class KeyValueLoader {
 
 // ---- The rows of a warp -------------------------------------------------------------------------
 
-// The queries of 16 rows, as fragments, and what of the keys they see.
+// Which packed rows of a piece the lanes of a warp have.
+struct WarpRows {
+  AttentionPiece const& piece;
+  int first;
+  int lane;
+
+  CUTLASS_DEVICE int packed(int half) const { return first + 8 * half + lane / 4; }
+  CUTLASS_DEVICE bool exists(int half) const { return packed(half) < piece.packed_rows; }
+};
+
+// The masks of rows that are nodes of a tree; without a tree nothing of them is set.
+struct TreeMask {
+  PagedAttentionParams const& params;
+  WarpRows const& rows;
+
+  CUTLASS_DEVICE int key_end() const { return rows.piece.segment.key_end; }
+  CUTLASS_DEVICE uint64_t bits(int half) const {
+    if (params.tree_mask == nullptr || !rows.exists(half)) {
+      return 0;
+    }
+    return uint64_t(params.tree_mask[rows.piece.row(rows.packed(half))]);
+  }
+};
+
+// The queries of a warp's rows, as fragments, and what of the keys they see.
 template <class Config>
 struct QueryRows {
   using Tile = typename Config::Tile;
@@ -225,10 +249,8 @@ struct QueryRows {
   uint32_t q[Tile::kSteps][4];
   float scale[2];  // of the scores, with log2(e)
   VisibleKeys visible;
-  int packed[2];  // -1: no row
 
-  CUTLASS_DEVICE QueryRows(PagedAttentionParams const& params, AttentionPiece const& piece,
-                           int first_row, int lane) {
+  CUTLASS_DEVICE QueryRows(PagedAttentionParams const& params, WarpRows const& rows) {
     constexpr float kLog2E = 1.4426950408889634f;
     float scores_scale = params.softmax_scale * kLog2E;
     if constexpr (Tile::kIsFp8) {
@@ -236,35 +258,34 @@ struct QueryRows {
     }
     CUTLASS_PRAGMA_UNROLL
     for (int half = 0; half < 2; ++half) {
-      int const row = first_row + 8 * half + lane / 4;
-      packed[half] = row < piece.packed_rows ? row : -1;
       scale[half] = scores_scale;
-      load(params, piece, half, lane);
+      load(params, rows, half);
       if constexpr (Config::kConvertsQuery) {
         scale[half] *= to_half(half);
       }
-      if (packed[half] >= 0) {
-        set_visible(params, piece, half);
+      if (rows.exists(half)) {
+        set_visible(params, rows.piece, rows.piece.row(rows.packed(half)), half);
       }
     }
   }
 
  private:
-  CUTLASS_DEVICE void load(PagedAttentionParams const& params, AttentionPiece const& piece,
-                           int half, int lane) {
-    auto const* const row = static_cast<Element const*>(params.q) +
-                            (int64_t(piece.row(max(packed[half], 0))) * params.num_heads +
-                             piece.query_head(max(packed[half], 0))) *
-                                Config::kHeadDim;
+  CUTLASS_DEVICE void load(PagedAttentionParams const& params, WarpRows const& rows, int half) {
+    int const packed = rows.exists(half) ? rows.packed(half) : 0;
+    auto const* const row =
+        static_cast<Element const*>(params.q) +
+        (int64_t(rows.piece.row(packed)) * params.num_heads + rows.piece.query_head(packed)) *
+            Config::kHeadDim;
+    int const quad = rows.lane % 4;
     CUTLASS_PRAGMA_UNROLL
     for (int step = 0; step < Tile::kSteps; ++step) {
       uint2 values = {0, 0};
-      if (packed[half] >= 0) {
+      if (rows.exists(half)) {
         if constexpr (Tile::kIsFp8) {
-          values = reinterpret_cast<uint2 const*>(row + 16 * step)[lane % 4];
+          values = reinterpret_cast<uint2 const*>(row + 16 * step)[quad];
         } else {
           auto const* const pairs = reinterpret_cast<uint32_t const*>(row + 16 * step);
-          values = {pairs[lane % 4], pairs[lane % 4 + 4]};
+          values = {pairs[quad], pairs[quad + 4]};
         }
       }
       q[step][half] = values.x;
@@ -294,9 +315,8 @@ struct QueryRows {
   }
 
   CUTLASS_DEVICE void set_visible(PagedAttentionParams const& params, AttentionPiece const& piece,
-                                  int half) {
+                                  int row, int half) {
     AttentionSegment const& segment = piece.segment;
-    int const row = piece.row(packed[half]);
     int const position = clamp_position(params.positions[row]);
     int const oldest = params.window == 0 ? 0 : position - params.window + 1;
     visible.begin[half] = max(oldest, segment.key_begin);
@@ -304,7 +324,6 @@ struct QueryRows {
     if (params.tree_mask != nullptr) {
       int const first_new = clamp_position(params.positions[piece.row_begin]);
       visible.end[half] = min(max(first_new, 0), segment.key_end);
-      visible.row[half] = row;
     }
   }
 };

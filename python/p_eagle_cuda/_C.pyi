@@ -9,7 +9,7 @@ cutlass_version: str
 def cuda_ops() -> list[str]:
     """Names of the ops that this build implements for CUDA."""
 
-def attention_blocks_per_sm(head_dim: int) -> int:
+def attention_blocks_per_sm(head_dim: int, shared_bytes_per_sm: int) -> int:
     """Thread blocks of the attention kernel that an SM holds."""
 
 def attention_max_segments(num_rows: int, num_requests: int, group: int) -> int:

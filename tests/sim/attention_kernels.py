@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,43 +17,60 @@ from sim.buffers import Buffer
 from sim.params import params_type
 from sim.sample import BF16_ERROR, CSRC, FOLDER, Output, Run, Sample, source
 
+NUM_BLOCKS, HEAD_DIM = 4, 64
+
 
 def paged_attention(run: Run) -> None:
-    """Three launches over one workspace, the third of which takes the first's result as its q.
+    """Four launches over one workspace, the third of which takes the first's result as its q.
 
-    The first is causal over bfloat16, with requests that two, four and eight warps share, one of
-    them divided among three blocks. The second has no rows; the order of the first and the third
-    hangs on it. The third is of trees, windows and FP8, with two KV heads.
+    The first is causal, with requests that two, four and eight warps share, one of them divided
+    among three blocks, the last of which it fills. The second has no rows; the order of the first
+    and the third hangs on it. The third is of trees and windows, with two KV heads. The fourth has
+    a row whose keys end where a warp's share does, and a narrow window. Scores are large, so that
+    single keys show.
     """
-    lens, rows, num_blocks = [900, 3, 130], [14, 1, 5], 3
+    lens, rows = [1340, 3, 130], [14, 1, 5]
+    one_head = {"num_kv_heads": 1, "group": 8}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        first = attention_case(
-            lens, rows, num_kv_heads=1, group=8, has_sinks=True, num_blocks=num_blocks
-        )
-        idle = attention_case([0, 0, 0], [0, 0, 0], num_kv_heads=1, group=8, num_blocks=num_blocks)
-        third = attention_case(
-            lens, rows, num_kv_heads=2, group=4, is_tree=True, window=700, num_blocks=num_blocks,
-            cache_dtype=torch.float8_e4m3fn,
-        )  # fmt: skip
-    workspace = first["workspace"].clone()
-    workspace[_partials(num_blocks) :] = 0xFF  # NaN, also in the padding of the counters
-    buffer = Buffer.of_tensor("workspace", workspace, read_only=False)
-    run.session.add(buffer)
-    counters = buffer.tensor((num_blocks,), torch.int32)
-    run.outputs.append(Output("counters", counters, torch.zeros(num_blocks), 0.0))
-
+        first = _case(lens, rows, has_sinks=True, **one_head)
+        idle = _case([0, 0, 0], [0, 0, 0], **one_head)
+        third = _case(lens, rows, num_kv_heads=2, group=4, is_tree=True, window=700)
+        fourth = _case([65, 40], [3, 2], window=20, **one_head)
+    buffer = _workspace(run)
     out = _attend(run, "", first, buffer)
     _attend(run, " of the second launch", idle, buffer)
     third["q"] = torch.cat([expected(first, torch.float64), first["out"][sum(rows) :]])
     third["q"] = third["q"].view(first["q"].shape).bfloat16()
     _attend(run, " of the third launch", third, buffer, q=out)
+    _attend(run, " of the fourth launch", fourth, buffer)
 
 
-def _partials(num_blocks: int) -> int:
-    """The bytes of the counters, rounded up to a vector."""
-    partials = _C.attention_workspace_bytes(num_blocks, 64) - num_blocks * 2 * 128 * 66 * 4
-    return int(partials)
+def paged_attention_bf16(run: Run) -> None:
+    """A cache of the working dtype; one request divided among three blocks."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        a = _case([900, 3], [14, 1], num_kv_heads=1, group=8, cache_dtype=torch.bfloat16)
+    _attend(run, "", a, _workspace(run))
+
+
+def _case(lens: Sequence[int], rows: Sequence[int], **options: Any) -> Arguments:
+    defaults = {"cache_dtype": torch.float8_e4m3fn, "num_blocks": NUM_BLOCKS, "q_scale": 4.0}
+    a = attention_case(lens, rows, **(defaults | options))
+    a["v_scale"].fill_(2.0)
+    return a
+
+
+def _workspace(run: Run) -> Buffer:
+    """Zero counters, which must be zero at the end, and NaN."""
+    size = _C.attention_workspace_bytes(NUM_BLOCKS, HEAD_DIM)
+    workspace = torch.full((size,), 0xFF, dtype=torch.uint8)
+    workspace[: 4 * NUM_BLOCKS] = 0
+    buffer = Buffer.of_tensor("workspace", workspace, read_only=False)
+    run.session.add(buffer)
+    counters = buffer.tensor((NUM_BLOCKS,), torch.int32)
+    run.outputs.append(Output("counters", counters, torch.zeros(NUM_BLOCKS), 0.0))
+    return buffer
 
 
 def _attend(
@@ -78,9 +98,9 @@ def _attend(
         workspace=workspace.address, softmax_scale=a["softmax_scale"], window=a["window"],
         num_rows=len(a["q"]), num_requests=len(a["seq_lens"]), num_heads=a["q"].shape[1],
         num_kv_heads=num_kv_heads, head_dim=head_dim, num_cache_blocks=num_cache_blocks,
-        block_size=block_size, max_blocks=a["block_table"].shape[1], num_blocks=3,
+        block_size=block_size, max_blocks=a["block_table"].shape[1], num_blocks=NUM_BLOCKS,
     )  # fmt: skip
-    run.launch("launch_paged_attention_from_c", ctypes.byref(params), a["k_cache"].element_size())
+    run.launch("launch_paged_attention_from_c", ctypes.byref(params))
     return out
 
 
@@ -91,7 +111,7 @@ def plan_attention(run: Run) -> None:
     requests and segments than threads; some have more rows than a tile, others none, and the row
     starts of some go back.
     """
-    B, num_heads, num_kv_heads, num_blocks = 300, 16, 2, 40
+    B, num_heads, num_kv_heads, num_blocks = 400, 16, 2, 40
     numbers = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "max_keys": 3000}
     request = torch.arange(B)
     rows = request % 4
@@ -129,26 +149,23 @@ def plan_attention(run: Run) -> None:
     launch(" of the third launch", starts.int(), plan[:B], is_tree=True, window=50, made=made)
 
 
-_COMMON = ["ops.h", "common/launch.h", "common/reduce.cuh", "common/attention_layout.h"]
-_PLANNER = [*_COMMON, "common/scan.cuh", "common/attention_work.cuh"]
+_PLANNER = (
+    "ops.h", "common/launch.h", "common/reduce.cuh", "common/attention_layout.h",
+    "common/scan.cuh", "common/attention_work.cuh",
+)  # fmt: skip
+_ATTENTION = (
+    *_PLANNER, "common/attention_tiles.cuh", "common/attention_softmax.cuh",
+    "kernels/paged_attention_pieces.cuh", "kernels/paged_attention.cuh",
+)  # fmt: skip
+
+
+def _sample(run: Callable[[Run], None], files: Sequence[str]) -> Sample:
+    included: list[Path] = [CSRC / file for file in files]
+    return Sample(run, source(f"launch_{run.__name__}"), included, includes=(FOLDER, CSRC))
+
 
 SAMPLES: dict[str, Sample] = {
-    "plan_attention": Sample(
-        plan_attention,
-        source("launch_plan_attention"),
-        included=[CSRC / name for name in (*_PLANNER, "kernels/plan_attention.cu")],
-        includes=(FOLDER, CSRC),
-    ),
-    "paged_attention": Sample(
-        paged_attention,
-        source("launch_paged_attention"),
-        included=[
-            CSRC / name
-            for name in (
-                *_PLANNER, "common/attention_tiles.cuh", "common/attention_softmax.cuh",
-                "kernels/paged_attention_pieces.cuh", "kernels/paged_attention.cuh",
-            )
-        ],
-        includes=(FOLDER, CSRC),
-    ),
-}  # fmt: skip
+    "plan_attention": _sample(plan_attention, [*_PLANNER, "kernels/plan_attention.cu"]),
+    "paged_attention": _sample(paged_attention, _ATTENTION),
+    "paged_attention_bf16": _sample(paged_attention_bf16, _ATTENTION),
+}

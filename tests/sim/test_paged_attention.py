@@ -38,7 +38,7 @@ def test_ragged_batches(
     check(
         attention_case(
             LENS, ROWS, dtype=dtype, cache_dtype=cache_dtype, head_dim=head_dim,
-            block_size=block_size,
+            block_size=block_size, num_kv_heads=1,
         )
     )  # fmt: skip
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
 from attention_cases import SPARE_ROWS, assert_right, attention_case
 from op_cases import CASES, Arguments, plan
@@ -44,7 +49,7 @@ def test_keys_and_values_are_read_once(
     cache_dtype: torch.dtype | None, head_dim: int, block_size: int
 ) -> None:
     """Decoding with K = 7, 8 heads a group: all 15 rows of a request share one read."""
-    lens, rows = [1200, 700, 64, 333], [15, 9, 8, 11]
+    lens, rows = [600, 350, 64, 333], [15, 9, 8, 11]
     case = attention_case(
         lens, rows, head_dim=head_dim, group=8, cache_dtype=cache_dtype, block_size=block_size
     )
@@ -69,11 +74,54 @@ def test_a_window_bounds_what_is_read() -> None:
 
 def test_partial_results_do_not_grow_with_the_batch() -> None:
     """Two of at most 128 rows for each thread block, written and read once."""
-    case = attention_case([2000] * 6, [4] * 6, num_blocks=5)
+    case = attention_case([700] * 5, [4] * 5, num_blocks=5)
     (launch,) = torch_ops.call(NAME, case, RACE)
     partial = 16 * (64 + 2) * 4  # 4 rows of 4 heads
     written = launch.traffic["workspace"].written.bytes
     assert 0 < written <= 2 * 5 * partial + 5 * 2 * 4
+
+
+def test_all_copies_are_of_16_bytes() -> None:
+    """PTX has .cg copies of 16 bytes only."""
+    kinds = set(re.findall(rb"cp\.async\.(c[ag])\.", torch_ops.emulator().path.read_bytes()))
+    assert kinds == {b"cg"}
+
+
+# ---- What the host layer refuses -----------------------------------------------------------------
+
+
+def misaligned(x: Tensor) -> Tensor:
+    """The same, 8 bytes past a vector; strides are as they were."""
+    storage = torch.empty(x.untyped_storage().nbytes() // x.element_size() + 64, dtype=x.dtype)
+    return storage.as_strided(x.shape, x.stride(), 8 // x.element_size()).copy_(x)
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "message"),
+    [
+        ({"head_dim": 32}, {}, "the head size must be 64 or 128, got 32"),
+        ({"block_size": 8}, {}, "the block size must be 16, 32, 64 or 128, got 8"),
+        ({}, {"workspace": lambda x: x[:-1]}, "`workspace` must have 338048 bytes for 5 thread"),
+        ({}, {"work": lambda x: x[:-5]}, "`work` must have more than"),
+        ({}, {"k_cache": misaligned}, "`k_cache` must have 16-byte aligned rows, got an address 8"),
+        ({"dtype": torch.float16}, {"q": lambda x: x.float()}, "dtype must be bfloat16 or float16"),
+        ({}, {"tree_mask": lambda _: torch.zeros(4, dtype=torch.int64)}, "`tree_mask` must have"),
+        ({}, {"sinks": lambda _: torch.zeros(8).bfloat16()}, "`sinks` must have dtype"),
+        ({}, {"window": lambda _: -1}, "`window` must be 0 to 1073741824, got -1"),
+        ({}, {"softmax_scale": lambda _: 0.0}, "`softmax_scale` must be above 0, got 0"),
+        ({"separate": True}, {"v_cache": lambda x: x[..., 1:]}, "`v_cache` must have shape"),
+    ],
+)
+def test_refuses(
+    options: dict[str, Any], changes: dict[str, Callable[[Any], Any]], message: str
+) -> None:
+    arguments = attention_case([40], [2], **options)
+    arguments |= {name: change(arguments[name]) for name, change in changes.items()}
+    with (
+        torch_ops.emulator().session(RACE) as session,
+        pytest.raises(RuntimeError, match=f"^paged_attention: .*{message}"),
+    ):
+        torch_ops.op(NAME)(*torch_ops.guarded(session, NAME, arguments).values())
 
 
 # ---- Graphs and dependent launches ---------------------------------------------------------------

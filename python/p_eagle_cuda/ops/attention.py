@@ -34,8 +34,9 @@ def attention_blocks(device: torch.device, head_dim: int) -> int:
     """The thread blocks that share the work on `device`; 1 on the CPU, where nobody does."""
     if device.type != "cuda":
         return 1
-    num_sms = torch.cuda.get_device_properties(device).multi_processor_count
-    return int(num_sms * compiled().attention_blocks_per_sm(head_dim))
+    gpu = torch.cuda.get_device_properties(device)
+    per_sm = compiled().attention_blocks_per_sm(head_dim, gpu.shared_memory_per_multiprocessor)
+    return int(gpu.multi_processor_count * per_sm)
 
 
 def allocate_attention(

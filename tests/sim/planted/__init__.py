@@ -1,6 +1,6 @@
 """Kernels with one error each: tables of what the emulator must find."""
 
-from sim.planted import copies, gemms, project, reductions, warps_and_launches
+from sim.planted import attention, copies, gemms, project, reductions, warps_and_launches
 from sim.planted.bug import LAUNCH_ERROR, WRONG_RESULT, Bug
 
 BUGS: tuple[Bug, ...] = (
@@ -9,6 +9,7 @@ BUGS: tuple[Bug, ...] = (
     *copies.BUGS,
     *warps_and_launches.BUGS,
     *project.BUGS,
+    *attention.BUGS,
 )
 
 __all__ = ["BUGS", "LAUNCH_ERROR", "WRONG_RESULT", "Bug"]

@@ -1,14 +1,10 @@
-// Lets Python launch two configurations of the project's kernel, by the size of the cache's elements.
+// Lets Python launch one configuration of the project's kernel without torch.
 
 #include "kernels/paged_attention.cuh"
 #include "ops.h"
 #include "ptx.cuh"
 
-SAMPLE_LAUNCHER launch_paged_attention_from_c(p_eagle::PagedAttentionParams const& params,
-                                              int cache_bytes) {
-  using Element = cutlass::bfloat16_t;
-  using Plain = p_eagle::PagedAttentionConfig<Element, Element, 64>;
-  using Fp8 = p_eagle::PagedAttentionConfig<Element, cutlass::float_e4m3_t, 64>;
-  return cache_bytes == 2 ? p_eagle::launch_paged_attention_with<Plain>(params, nullptr)
-                          : p_eagle::launch_paged_attention_with<Fp8>(params, nullptr);
+SAMPLE_LAUNCHER launch_paged_attention_from_c(p_eagle::PagedAttentionParams const& params) {
+  using Config = p_eagle::PagedAttentionConfig<cutlass::bfloat16_t, cutlass::float_e4m3_t, 64>;
+  return p_eagle::launch_paged_attention_with<Config>(params, nullptr);
 }
