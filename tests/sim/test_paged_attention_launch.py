@@ -74,7 +74,7 @@ def test_a_window_bounds_what_is_read() -> None:
 
 def test_partial_results_do_not_grow_with_the_batch() -> None:
     """Two of at most 128 rows for each thread block, written and read once."""
-    case = attention_case([700] * 5, [4] * 5, num_blocks=5)
+    case = attention_case([700] * 4, [4] * 4, num_blocks=5)
     (launch,) = torch_ops.call(NAME, case, RACE)
     partial = 16 * (64 + 2) * 4  # 4 rows of 4 heads
     written = launch.traffic["workspace"].written.bytes
@@ -101,7 +101,7 @@ def misaligned(x: Tensor) -> Tensor:
     [
         ({"head_dim": 32}, {}, "the head size must be 64 or 128, got 32"),
         ({"block_size": 8}, {}, "the block size must be 16, 32, 64 or 128, got 8"),
-        ({}, {"workspace": lambda x: x[:-1]}, "`workspace` must have 338048 bytes for 5 thread"),
+        ({}, {"workspace": lambda x: x[:-1]}, "`workspace` must have 337952 bytes for 5 thread"),
         ({}, {"work": lambda x: x[:-5]}, "`work` must have more than"),
         ({}, {"k_cache": misaligned}, "`k_cache` must have 16-byte aligned rows, got an address 8"),
         ({"dtype": torch.float16}, {"q": lambda x: x.float()}, "dtype must be bfloat16 or float16"),
@@ -119,7 +119,7 @@ def test_refuses(
     arguments |= {name: change(arguments[name]) for name, change in changes.items()}
     with (
         torch_ops.emulator().session(RACE) as session,
-        pytest.raises(RuntimeError, match=f"^paged_attention: .*{message}"),
+        pytest.raises(RuntimeError, match=f"paged_attention: {message}"),
     ):
         torch_ops.op(NAME)(*torch_ops.guarded(session, NAME, arguments).values())
 
