@@ -19,11 +19,13 @@ LIBRARY = Path(str(files("p_eagle_cuda") / "libp_eagle_ops.so"))
 # What each kernel must have. Every kernel of the library needs an entry here.
 #   LDG, STG       loads and stores of global memory, .128 for 16 bytes of a thread
 #   LDGSTS         asynchronous copies to shared memory; BYPASS leaves L1 alone
-#   LDS, STS       shared memory
+#   LDS, STS       shared memory; LDSM whole matrices
 #   HMMA           tensor cores
 EXPECTED = {
     "prepare_inputs_kernel": ["LDG", "STG"],
     "embed_norm_concat_kernel": ["LDG.128", "STG.128"],
+    "plan_attention_kernel": ["LDG", "STG"],
+    "paged_attention_kernel": ["HMMA.16816.F32", "LDGSTS.BYPASS.128", "LDSM"],
     "linear_kernel": ["HMMA.16816.F32", "LDGSTS.BYPASS.128", "LDS.128", "STS.128", "LDG.128"],
 }
 LOCAL_MEMORY = ("LDL", "STL")
