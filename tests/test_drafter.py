@@ -12,7 +12,7 @@ import torch
 from checkpoints import write_drafter, write_target
 from drafter_variants import VARIANTS
 from numerics import assert_as_accurate_as_torch
-from p_eagle_cuda import Drafter, reference
+from p_eagle_cuda import Drafter, ops, reference
 from p_eagle_cuda.config import DrafterConfig
 from p_eagle_cuda.errors import CheckpointError
 from p_eagle_cuda.kv_cache import allocate_cache
@@ -102,6 +102,30 @@ def test_drafts_match_the_reference(dtype: torch.dtype, tmp_path: Path) -> None:
         "logits", drafts.top_logits, logits.view(B, K, TOP_K), unfused.view(B, K, TOP_K)
     )
     assert_as_accurate_as_torch("lse", drafts.lse, lse.view(B, K), unfused_lse.view(B, K))
+
+
+def test_all_layers_of_a_pass_share_a_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_drafter(tmp_path)
+    drafter = Drafter.from_pretrained(tmp_path, **SIZES)
+    num_layers, seen = drafter.config.num_layers, []
+
+    def record(name: str) -> None:
+        op = getattr(ops, name)
+
+        def recording(*args: Any, **kwargs: Any) -> Any:
+            work = kwargs.get("work", args[-1])
+            seen.append((name, (work.data_ptr(), work.numel())))
+            return op(*args, **kwargs)
+
+        monkeypatch.setattr(ops, name, recording)
+
+    record("plan_attention")
+    record("paged_attention")
+    for step in passes(drafter.config, drafter.weights.fc.dtype):
+        seen.clear()
+        propose(drafter, step)
+        assert [name for name, _ in seen] == ["plan_attention", *["paged_attention"] * num_layers]
+        assert len({where for _, where in seen}) == 1
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
