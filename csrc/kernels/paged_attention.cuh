@@ -19,6 +19,7 @@
 // Traffic: keys and values once per tile of rows, 2 D + 4 floats per row and partial piece.
 #pragma once
 
+#include "common/arrival.cuh"
 #include "kernels/paged_attention_pieces.cuh"
 
 namespace p_eagle {
@@ -31,11 +32,11 @@ template <class Config>
 struct Partials {
   static constexpr int kHeadDim = Config::kHeadDim;
 
-  uint32_t* counters;
+  int32_t* counters;
   float* floats;
 
   CUTLASS_DEVICE explicit Partials(PagedAttentionParams const& params)
-      : counters(static_cast<uint32_t*>(params.workspace)),
+      : counters(static_cast<int32_t*>(params.workspace)),
         floats(reinterpret_cast<float*>(static_cast<char*>(params.workspace) +
                                         layout(params.num_blocks).partials())) {}
 
@@ -281,19 +282,13 @@ CUTLASS_DEVICE void process(PagedAttentionParams const& params, AttentionShared&
 
   // Whoever arrives last merges.
   __syncthreads();  // the partial result is written
-  uint32_t* const counter = partials.counters + piece.first_block;
   if (thread == 0) {
-    __threadfence();  // release
-    uint32_t const expected = piece.last_block - piece.first_block;
-    shared.is_last = atomicAdd(counter, 1u) == expected;
-    __threadfence();  // acquire
+    int const num_arrivals = piece.last_block - piece.first_block + 1;
+    shared.is_last = arrives_last(partials.counters + piece.first_block, num_arrivals);
   }
   __syncthreads();  // is_last is known
   if (shared.is_last) {
     merge_partials<Config>(params, piece, partials, thread);
-    if (thread == 0) {
-      *counter = 0;
-    }
   }
 }
 
