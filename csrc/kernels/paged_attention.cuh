@@ -1,6 +1,7 @@
 // The kernel of paged_attention. For a row r of request b with heads h of KV head g:
 //
-//   out[r, h] = v_scale * sum_j w_j v[j, g],  w = softmax of softmax_scale * k_scale * q[r, h] k[j, g]
+//   out[r, h] = v_scale * sum_j w_j v[j, g]
+//   w         = softmax over j of softmax_scale * k_scale * q[r, h] . k[j, g]
 //
 // over the keys j that the row sees; `sinks` adds exp(sink[h]) to the softmax's denominator.
 //
@@ -13,8 +14,8 @@
 // in the order of their keys: nobody waits, and no result depends on who is last.
 // Pipeline: pages come by cp.async, kStages tiles of keys and values at a time, the block table's
 // entries a tile ahead of them.
-// Numerics: common/attention_softmax.cuh. Weights are rounded to 16 bits; with an FP8 cache so is q,
-// divided by a power of two per row where it is bfloat16 and float16 might not hold it.
+// Numerics: common/attention_softmax.cuh. Weights are rounded to 16 bits. With an FP8 cache products
+// are in float16; a bfloat16 q is divided by a power of two per row, so that float16 holds it.
 // Safety: pages that do not exist are zeros. The map is trusted to be of the same pass.
 // Traffic: keys and values once per tile of rows, 2 D + 4 floats per row and partial piece.
 #pragma once
@@ -228,8 +229,8 @@ CUTLASS_DEVICE void process(PagedAttentionParams const& params, AttentionShared&
   // Warps with the same rows are `row_warps` apart.
   int const row_warps = piece.packed_rows > 64 ? 8 : piece.packed_rows > 32 ? 4 : 2;
   int const key_warp = warp / row_warps;
-  // Of two blocks on an SM one takes them in reverse, so that where the rows are few for 8 warps the
-  // others are not of the same scheduler.
+  // Of two blocks on an SM one takes them in reverse: with 5 tiles of rows for 8 warps both would
+  // otherwise give one scheduler twice the work of the others.
   bool const in_reverse = Config::kBlocksPerSm > 1 && blockIdx.x >= gridDim.x / 2;
   int const place = warp % row_warps;
   int const first_row = (in_reverse ? row_warps - 1 - place : place) * 16;
