@@ -65,6 +65,12 @@ inline void check_vector_tensor(char const* op, char const* name, Tensor const& 
                   address % 16, " bytes past that");
 }
 
+// Requires rows [R, C] of a working dtype on a device.
+inline void check_rows(char const* op, char const* name, Tensor const& x) {
+  STD_TORCH_CHECK(is_on_device(x), op, ": `", name, "` must be on ", kDevice);
+  STD_TORCH_CHECK(x.dim() == 2, op, ": `", name, "` must be 2-D, got ", shape_of(x));
+}
+
 // The dtype that activations and weights have, which kernels are compiled for.
 inline DType to_dtype(char const* op, ScalarType type) {
   switch (type) {
