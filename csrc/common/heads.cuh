@@ -4,6 +4,7 @@
 
 #include <cutlass/array.h>
 #include <cutlass/float8.h>
+#include <cutlass/numeric_conversion.h>
 
 #include <cstdint>
 
@@ -32,12 +33,9 @@ template <class Stored, int kValues>
 CUTLASS_DEVICE void store_values(void* data, int64_t index,
                                  cutlass::Array<float, kValues> const& values) {
   cutlass::AlignedArray<Stored, kValues> stored;
-  CUTLASS_PRAGMA_UNROLL
-  for (int i = 0; i < kValues; ++i) {
-    stored[i] = Stored(values[i]);
-  }
-  auto* place = static_cast<Stored*>(data) + index;
-  *reinterpret_cast<cutlass::AlignedArray<Stored, kValues>*>(place) = stored;
+  static_cast<cutlass::Array<Stored, kValues>&>(stored) =
+      cutlass::NumericArrayConverter<Stored, float, kValues>::convert(values);
+  static_cast<cutlass::AlignedArray<Stored, kValues>*>(data)[index / kValues] = stored;
 }
 
 // Stores adjacent values; where they are more than one, the address and the index are aligned.

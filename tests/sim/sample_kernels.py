@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sim import linear_sample, project_kernels
+from sim import linear_sample, project_kernels, rows_sample
 from sim.sample import BF16_ERROR, CSRC, FLOAT_ERROR, FOLDER, Run, Sample, randn, source
 
 
@@ -149,4 +149,5 @@ SAMPLES: dict[str, Sample] = {
     "named_barriers": Sample(named_barriers, source("named_barriers")),
     **project_kernels.SAMPLES,
     **linear_sample.SAMPLES,
+    **rows_sample.SAMPLES,
 }

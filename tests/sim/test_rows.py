@@ -258,6 +258,13 @@ def moved(traffic: Iterable[BufferTraffic]) -> int:
     return SECTOR * sum(x.read.unique_sectors + x.written.unique_sectors for x in traffic)
 
 
+def assert_in_vectors(launch: Launch, *buffers: str) -> None:
+    """Lanes that are together move whole sectors of these, so none is asked for twice."""
+    for name in buffers:
+        for traffic in (launch.traffic[name].read, launch.traffic[name].written):
+            assert traffic.sectors * SECTOR == traffic.bytes, name
+
+
 @pytest.mark.parametrize("norm", ["", "input", "taps"])
 def test_taps_are_read_once(norm: str) -> None:
     arguments = gather_taps(9, 12, 1024, 3, norm)
@@ -267,6 +274,7 @@ def test_taps_are_read_once(norm: str) -> None:
     for i in range(3):
         assert launch.traffic[f"taps[{i}]"].read.bytes == real * row
     assert launch.traffic["out"].written.bytes == 9 * 3 * row
+    assert_in_vectors(launch, *(f"taps[{i}]" for i in range(3)), "out")
     weight = 3 * row if norm else 0
     assert moved(launch.traffic.values()) <= 1.01 * (real * 3 + 9 * 3) * row + weight
 
@@ -277,6 +285,7 @@ def test_normed_rows_are_read_once(has_sums: bool) -> None:
     row = 2 * 2880
     assert launch.traffic["x"].read.bytes == 9 * row
     assert launch.traffic["out"].written.bytes == 9 * row
+    assert_in_vectors(launch, "x", "out")
     sums = 45 * 2 * SECTOR if has_sums else 0
     assert moved(launch.traffic.values()) <= 1.01 * (2 * 9 + 1) * row + sums
     assert launch.shared_wavefronts == launch.shared_wavefronts_minimum
@@ -285,6 +294,7 @@ def test_normed_rows_are_read_once(has_sums: bool) -> None:
 def test_gated_rows_are_read_once() -> None:
     _, launch = run("gate_rows", gate_rows(9, 12, 2880))
     row = 2 * 2880
+    assert_in_vectors(launch, "gate_up", "out")
     assert launch.traffic["gate_up"].read.bytes == 9 * 2 * row
     assert launch.traffic["out"].written.bytes == 9 * row
     assert moved(launch.traffic.values()) <= 1.01 * 9 * 3 * row
@@ -298,6 +308,7 @@ def test_heads_are_read_once(cache_dtype: torch.dtype) -> None:
     head, kept = 2 * 64, int((arguments["slots"][:9] >= 0).sum())
     assert launch.traffic["heads"].read.bytes == 9 * 18 * head
     assert launch.traffic["q"].written.bytes == 9 * 14 * head
+    assert_in_vectors(launch, "heads", "q", "k_cache and v_cache")
     stored = kept * 2 * 64 * cache_dtype.itemsize
     assert launch.traffic["k_cache and v_cache"].written.bytes == 2 * stored
     small = 40 * 64 * 4 + 16 * 12 + 4 * SECTOR  # the rope table, at most; positions and slots

@@ -6,6 +6,7 @@ from sim.planted import (
     linear_layers,
     project,
     reductions,
+    rows,
     warps_and_launches,
 )
 from sim.planted.bug import LAUNCH_ERROR, WRONG_RESULT, Bug
@@ -17,6 +18,7 @@ BUGS: tuple[Bug, ...] = (
     *warps_and_launches.BUGS,
     *project.BUGS,
     *linear_layers.BUGS,
+    *rows.BUGS,
 )
 
 __all__ = ["BUGS", "LAUNCH_ERROR", "WRONG_RESULT", "Bug"]
