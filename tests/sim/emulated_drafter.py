@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from op_cases import EMULATED_SMS
-from p_eagle_cuda import _C, Drafter
+from p_eagle_cuda import _C, Drafter, ops
 from p_eagle_cuda.ops import attention
 from sim import torch_ops
 from sim.emulator import Session, Settings
@@ -46,9 +46,15 @@ def emulated(
         options: Of `Drafter.from_pretrained`, the path among them.
     """
     with monkeypatch.context() as patch:
+        # What has no size on a CPU.
         patch.setattr(attention, "attention_blocks", lambda *_: ATTENTION_BLOCKS)
-        drafter = Drafter.from_pretrained(**options)
-        _allocate_workspaces(drafter)
+        size = _C.linear_workspace_bytes(EMULATED_SMS)
+        patch.setattr(ops, "linear_workspace", lambda _: torch.zeros(size, dtype=torch.uint8))
+        # torch's own products would not wait for the emulator's kernels.
+        drafter = Drafter.from_pretrained(linear="fused", **options)
+        size = _C.attention_workspace_bytes(ATTENTION_BLOCKS, drafter.config.head_dim)
+        workspace = torch.zeros(size, dtype=torch.uint8)
+        drafter._attention = drafter._attention._replace(workspace=workspace)
         with torch_ops.emulator().session(settings) as session:
             patch.setattr(torch.ops, "p_eagle", torch.ops.p_eagle_sim)
             _adopt(session, "weights", drafter.weights, read_only=True, initialized=True)
@@ -63,14 +69,6 @@ def give(session: Session, **tensors: Any) -> None:
     """Let kernels read the inputs of a pass."""
     for name, value in tensors.items():
         _adopt(session, name, value, read_only=True, initialized=True)
-
-
-def _allocate_workspaces(drafter: Drafter) -> None:
-    """What has no size on a CPU."""
-    size = _C.linear_workspace_bytes(EMULATED_SMS)
-    drafter._workspace = torch.zeros(size, dtype=torch.uint8)
-    size = _C.attention_workspace_bytes(ATTENTION_BLOCKS, drafter.config.head_dim)
-    drafter._attention = drafter._attention._replace(workspace=torch.zeros(size, dtype=torch.uint8))
 
 
 def _adopt(session: Session, name: str, value: Any, *, read_only: bool, initialized: bool) -> None:

@@ -7,6 +7,7 @@ from sim.planted import (
     linear_layers,
     project,
     reductions,
+    rows,
     warps_and_launches,
 )
 from sim.planted.bug import LAUNCH_ERROR, WRONG_RESULT, Bug
@@ -19,6 +20,7 @@ BUGS: tuple[Bug, ...] = (
     *project.BUGS,
     *linear_layers.BUGS,
     *attention.BUGS,
+    *rows.BUGS,
 )
 
 __all__ = ["BUGS", "LAUNCH_ERROR", "WRONG_RESULT", "Bug"]
