@@ -13,12 +13,6 @@
 namespace p_eagle {
 namespace {
 
-// Requires rows [R, C] of a working dtype on a device.
-void check_rows(char const* op, char const* name, Tensor const& x) {
-  STD_TORCH_CHECK(is_on_device(x), op, ": `", name, "` must be on ", kDevice);
-  STD_TORCH_CHECK(x.dim() == 2, op, ": `", name, "` must be 2-D, got ", shape_of(x));
-}
-
 CacheType to_cache_type(char const* op, ScalarType cache, ScalarType working) {
   if (cache == working) {
     return CacheType::kElement;
