@@ -9,6 +9,7 @@
 #include <string>
 
 #include "bindings/build_info.h"
+#include "head/tiles.h"
 #include "linear/partition.h"
 
 namespace py = pybind11;
@@ -36,5 +37,8 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cutlass_version") = cutlass_version();
   m.def("linear_workspace_bytes", &p_eagle::linear_workspace_bytes, py::arg("num_sms"),
         "Size of the linear layers' workspace on a device of this many SMs.");
+  m.def("lm_head_workspace_bytes", &p_eagle::lm_head_workspace_bytes, py::arg("num_sms"),
+        py::arg("num_samples"), py::arg("top_k"),
+        "Size of the workspace of lm_head_topk for so many rows, on a device of this many SMs.");
   m.def("cuda_ops", &p_eagle::cuda_ops, "Names of the ops that this build implements for CUDA.");
 }

@@ -11,3 +11,6 @@ def cuda_ops() -> list[str]:
 
 def linear_workspace_bytes(num_sms: int) -> int:
     """Size of the linear layers' workspace on a device of this many SMs."""
+
+def lm_head_workspace_bytes(num_sms: int, num_samples: int, top_k: int) -> int:
+    """Size of the workspace of `lm_head_topk` for so many rows, on a device of this many SMs."""

@@ -25,6 +25,7 @@ from torch.nn.functional import linear, pad, silu
 from p_eagle_cuda.weights import DrafterWeights
 
 STATISTIC_COLUMNS = 64  # of a row, that one sum of squares covers
+_WORD = 0xFFFFFFFF
 
 
 class PreparedInputs(NamedTuple):
@@ -274,6 +275,14 @@ def norm_swiglu(
     return (silu(widen(gate)) * widen(up)).to(x.dtype)
 
 
+class Noise(NamedTuple):
+    """What makes the drafts of a sampled row random, and nothing else does. See `gumbel`."""
+
+    keys: Tensor  # [N] int64, of the row's request: its seed, mixed with what tells it from others
+    positions: Tensor  # [N] int64, absolute
+    temperature: Tensor  # [N] float32; 0: no noise, and logits as they are
+
+
 def lm_head_topk(
     x: Tensor,  # [R, H]
     sample_rows: Tensor,  # [N] int32
@@ -283,27 +292,74 @@ def lm_head_topk(
     top_k: int,
     eps: float,
     sums: Tensor | None = None,  # [ceil(H / 64), R], see rms_norm
+    vocab_subset: Tensor | None = None,  # [S] int32, ascending: the draft ids there are
+    noise: Noise | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # ids [N, k] int64, logits [N, k], lse [N]
     """The k largest logits of each sampled row, largest first, and the log-sum-exp of all.
 
     Equal logits: the lower draft id first. A NaN logit counts as -inf. Rows with sample_rows < 0
     give id -1 and -inf.
+
+    With `noise`, where the temperature t of a row is above zero, its logits are divided by t, and
+    the order is that of the sums of logits and `gumbel` noise: a sample without replacement of
+    softmax(logits), in the order of the draws. The logits that are returned have no noise in them.
     """
     is_row, rows = sample_rows >= 0, sample_rows.clamp(min=0).long()
     sums = None if sums is None else sums[:, rows]
-    logits = linear(rms_norm(x[rows], norm_weight, eps, sums), weight)
-    logits = widen(logits).masked_fill(logits.isnan() | ~is_row[:, None], float("-inf"))
-    lse = logits.logsumexp(dim=-1)
-    rest, ids, values = logits.clone(), [], []
-    for _ in range(top_k):  # argmax takes the first of equals, which torch.topk does not promise
-        best = rest.argmax(dim=-1, keepdim=True)
-        values.append(logits.gather(1, best))
-        ids.append(best)
-        rest.scatter_(1, best, float("-inf"))
-    best_ids = torch.cat(ids, dim=1)
+    draft_ids = torch.arange(len(weight), device=x.device)
+    if vocab_subset is not None:
+        draft_ids = vocab_subset.long()
+        weight = weight[draft_ids]
+    logits = widen(linear(rms_norm(x[rows], norm_weight, eps, sums), weight))
+    is_random = torch.zeros_like(is_row) if noise is None else noise.temperature > 0
+    if noise is not None:
+        logits = logits / torch.where(is_random, noise.temperature, 1.0)[:, None].to(logits.dtype)
+    logits = logits.masked_fill(logits.isnan() | ~is_row[:, None], float("-inf"))
+    scores = logits
+    if noise is not None:
+        added = gumbel(noise.keys[:, None], noise.positions[:, None], draft_ids).to(logits.dtype)
+        scores = logits + added.masked_fill(~is_random[:, None], 0.0)
+    # Stable, which torch.topk is not: of equals the first.
+    best = scores.sort(dim=-1, descending=True, stable=True).indices[:, :top_k]
+    ids = draft_ids[best]
     if draft_to_target is not None:
-        best_ids = draft_to_target[best_ids]
-    return best_ids.masked_fill(~is_row[:, None], -1), torch.cat(values, dim=1), lse
+        ids = draft_to_target[ids]
+    return ids.masked_fill(~is_row[:, None], -1), logits.gather(1, best), logits.logsumexp(dim=-1)
+
+
+def gumbel(keys: Tensor, positions: Tensor, draft_ids: Tensor) -> Tensor:
+    """Standard Gumbel noise, float32: ``-log(-log1p(-u))``, where u is `noise_uniform`.
+
+    1 - u is as uniform as u, and this way the largest noises, which decide, are the finest.
+    """
+    return -torch.log(-torch.log1p(-noise_uniform(keys, positions, draft_ids)))
+
+
+def noise_uniform(keys: Tensor, positions: Tensor, draft_ids: Tensor) -> Tensor:
+    """A float32 number in (0, 1) that depends on nothing but a key, a position and a draft id.
+
+    All int64, broadcast. The number is word ``draft_id % 4`` of Philox4x32-10 with the halves of
+    the key as its key, low half first, and ``draft_id // 4``, 0 and the halves of the position as
+    its counter; as a number the word w is ``w * 2**-32 + 2**-33`` in float32 arithmetic, and at
+    most ``1 - 2**-24``.
+    """
+    keys, positions, draft_ids = torch.broadcast_tensors(keys, positions, draft_ids)
+    counter = (draft_ids // 4, torch.zeros_like(keys), *_halves(positions))
+    words = torch.stack(philox(counter, _halves(keys)))
+    word = words.gather(0, (draft_ids % 4)[None])[0]
+    return (word.float() * 2.0**-32 + 2.0**-33).clamp(max=1 - 2.0**-24)
+
+
+def philox(
+    counter: tuple[Tensor, ...], key: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Philox4x32-10 (Salmon et al., 2011): four words from four and two, as int64."""
+    (a, b, c, d), (first, second) = counter, key
+    for _ in range(10):
+        (a_high, a_low), (c_high, c_low) = _multiply(0xD2511F53, a), _multiply(0xCD9E8D57, c)
+        a, b, c, d = c_high ^ b ^ first, c_low, a_high ^ d ^ second, a_low
+        first, second = (first + 0x9E3779B9) & _WORD, (second + 0xBB67AE85) & _WORD
+    return a, b, c, d
 
 
 class LayerCache(NamedTuple):
@@ -361,6 +417,18 @@ def draft(
 def widen(x: Tensor) -> Tensor:
     """float32 for 16-bit tensors, the tensor itself otherwise."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The low and the high 32 bits of int64."""
+    return x & _WORD, (x >> 32) & _WORD
+
+
+def _multiply(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
+    """The high and the low half of a product of 32-bit words, in int64 without overflow."""
+    low = (b & 0xFFFF) * a
+    high = (b >> 16) * a + (low >> 16)
+    return high >> 16, (high & 0xFFFF) << 16 | low & 0xFFFF
 
 
 def _storage(x: Tensor) -> Tensor:
