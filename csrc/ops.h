@@ -10,6 +10,34 @@ namespace p_eagle {
 
 enum class DType : int { kBFloat16, kHalf };
 
+// The rows of a drafter pass. T: target rows, B: requests, K: drafted tokens, R = T + B * (K - 1):
+// rows in the buffers. How many of them exist, and what they are, depends on what the inputs hold.
+struct PrepareInputsParams {
+  int64_t const* target_tokens = nullptr;     // [T]
+  int64_t const* target_positions = nullptr;  // [T]
+  int32_t const* query_start = nullptr;       // [B + 1]
+  int32_t const* num_rejected = nullptr;      // [B]
+  int64_t const* next_tokens = nullptr;       // [B]
+  int32_t const* block_table = nullptr;       // [B, max_blocks]
+  int64_t* token_ids = nullptr;               // [R]
+  int64_t* positions = nullptr;               // [R]
+  int64_t* slots = nullptr;                   // [R]
+  int32_t* source_row = nullptr;              // [R]
+  int32_t* row_start = nullptr;               // [B + 1]
+  int32_t* seq_lens = nullptr;                // [B]
+  int32_t* sample_rows = nullptr;             // [B * K]
+  int64_t mask_token_id = 0;
+  int64_t block_size = 0;
+  int64_t max_position = 0;
+  int64_t max_blocks = 0;
+  int num_target_rows = 0;         // T
+  int num_requests = 0;            // B
+  int num_speculative_tokens = 0;  // K
+  int max_rows = 0;                // R
+};
+
+cudaError_t launch_prepare_inputs(PrepareInputsParams const& params, cudaStream_t stream);
+
 // Layer-0 input of the drafter. R: rows in the buffers, H: hidden size, V: vocabulary size.
 struct EmbedNormConcatParams {
   int64_t const* token_ids = nullptr;   // [R]
@@ -43,15 +71,17 @@ inline constexpr int kStatisticColumns = 64;  // columns of a row that one sum o
 // rounded to Element.
 struct LinearInput {
   void const* taps[kMaxTaps] = {};      // num_taps of [., tap_width]  Element
-  int32_t const* source_row = nullptr;  // [R]  negative: the row does not exist; null: row r is r
+  int32_t const* source_row = nullptr;  // [R]  negative: a mask row, of which no tap is read;
+                                        //      null: row r is r
   int32_t const* num_rows = nullptr;    // [1]  rows from here on are neither read nor written
   void const* norm_weight = nullptr;    // [C]  Element; null: no norm
   float const* sum_squares = nullptr;   // [ceil(C / 64), R]  null: the kernel sums them itself
-  int num_taps = 1;
+  int num_taps = 0;
   int tap_width = 0;
   int max_rows = 0;  // R
   float eps = 0.0f;
   bool norms_each_tap = false;
+  bool is_in_place = false;  // row r is r, and source_row only says which rows are mask rows
 };
 
 // The matrix of a linear layer: [rows, columns] Element, or e4m3 with a scale for each row.
@@ -70,17 +100,17 @@ struct LinearWorkspace {
 
 // out[r] = W x[r] for the rows that exist.
 struct ProjectTapsParams {
-  LinearInput input;
-  LinearWeight weight;  // [H, C]
-  LinearWorkspace workspace;
+  LinearInput input{};
+  LinearWeight weight{};  // [H, C]
+  LinearWorkspace workspace{};
   void* out = nullptr;  // [R, H]  Element
 };
 
 // residual[r] += W x[r] + bias, and the sums of squares of the result.
 struct LinearResidualParams {
-  LinearInput input;
-  LinearWeight weight;  // [H, C]
-  LinearWorkspace workspace;
+  LinearInput input{};
+  LinearWeight weight{};  // [H, C]
+  LinearWorkspace workspace{};
   void const* bias = nullptr;    // [H]                Element; null: none
   void* residual = nullptr;      // [R, H]             Element
   float* sum_squares = nullptr;  // [ceil(H / 64), R]  null: not wanted
@@ -88,9 +118,9 @@ struct LinearResidualParams {
 
 // out[r] = silu(G x[r]) * (U x[r])
 struct NormSwigluParams {
-  LinearInput input;
-  LinearWeight weight;  // [2I, C], G above U
-  LinearWorkspace workspace;
+  LinearInput input{};
+  LinearWeight weight{};  // [2I, C], G above U
+  LinearWorkspace workspace{};
   void* out = nullptr;  // [R, I]  Element
 };
 
@@ -106,21 +136,23 @@ struct PagedCache {
 };
 
 // Queries, keys and values of each row: W x[r] + bias, normed per head where there are such norms,
-// rotated (queries and keys), and stored.
+// rotated (queries and keys), and stored. All mask rows of the first layer have the same input, so what
+// W makes of it, bias included, can be given: mask_heads.
 struct QkvRopeCacheParams {
-  LinearInput input;
-  LinearWeight weight;  // [(Nq + 2 Nkv) D, C], queries above keys above values
-  LinearWorkspace workspace;
+  LinearInput input{};
+  LinearWeight weight{};  // [(Nq + 2 Nkv) D, C], queries above keys above values
+  LinearWorkspace workspace{};
   void const* bias = nullptr;          // [(Nq + 2 Nkv) D]  Element; null: none
+  float const* mask_heads = nullptr;   // [(Nq + 2 Nkv) D]  null: mask rows are like the others
   void const* q_norm = nullptr;        // [D]               Element; null: none, as k_norm then is
   void const* k_norm = nullptr;        // [D]               Element
   float const* rope = nullptr;         // [P, D]            cosines, then sines
   int64_t const* positions = nullptr;  // [R]               past P the last row of rope is taken
   int64_t const* slots = nullptr;      // [R]               block * block_size + offset; -1: nowhere
   void* q = nullptr;                   // [R, Nq, D]        Element
-  PagedCache k_cache;
-  PagedCache v_cache;
-  CacheType cache_type = CacheType::kElement;
+  PagedCache k_cache{};
+  PagedCache v_cache{};
+  CacheType cache_type{};
   int num_heads = 0;     // Nq
   int num_kv_heads = 0;  // Nkv
   int head_dim = 0;      // D
@@ -135,11 +167,13 @@ cudaError_t launch_norm_swiglu(NormSwigluParams const& params, DType dtype, cuda
 cudaError_t launch_qkv_rope_cache(QkvRopeCacheParams const& params, DType dtype,
                                   cudaStream_t stream);
 
+// ---- The head ------------------------------------------------------------------------------------
+
 // The k best tokens and the log-sum-exp of the sampled rows: row n of the results is that of row
 // input.source_row[n] of the residual, and -1 and -inf where that is negative. V: rows of the weight.
 struct LmHeadTopkParams {
-  LinearInput input;                         // one tap, with a norm; num_rows is not used
-  LinearWeight weight;                       // [V, C]
+  LinearInput input{};                       // one tap, with a norm; num_rows is not used
+  LinearWeight weight{};                     // [V, C]
   int32_t const* vocab_subset = nullptr;     // [S]  ascending rows of the weight; null: all, S = V
   int64_t const* draft_to_target = nullptr;  // [V]  null: ids are rows of the weight
   int64_t const* noise_keys = nullptr;       // [N]  null: no noise, as the next two then are
@@ -155,5 +189,62 @@ struct LmHeadTopkParams {
 };
 
 cudaError_t launch_lm_head_topk(LmHeadTopkParams const& params, DType dtype, cudaStream_t stream);
+
+// ---- Attention ----------------------------------------------------------------------------------
+
+// The work map of a pass's attention. B: requests, R: rows in the buffers.
+struct PlanAttentionParams {
+  int32_t const* row_start = nullptr;  // [B + 1]
+  int32_t const* seq_lens = nullptr;   // [B]
+  int64_t const* positions = nullptr;  // [R]
+  int32_t* work = nullptr;             // as AttentionWorkLayout says
+  int num_rows = 0;                    // R
+  int num_requests = 0;                // B
+  int num_heads = 0;
+  int num_kv_heads = 0;
+  int max_keys = 0;    // of a request
+  int window = 0;      // 0: none
+  int num_blocks = 0;  // of the attention
+  bool is_tree = false;
+};
+
+cudaError_t launch_plan_attention(PlanAttentionParams const& params, cudaStream_t stream);
+
+// Attention over a paged cache. D: head size; strides of the caches are in elements.
+struct PagedAttentionParams {
+  void const* q = nullptr;               // [R, Nq, D] Element
+  void const* k_cache = nullptr;         // [blocks, Nkv, block_size, D] Cache
+  void const* v_cache = nullptr;         // the same
+  float const* k_scale = nullptr;        // [1]
+  float const* v_scale = nullptr;        // [1]
+  int32_t const* block_table = nullptr;  // [B, max_blocks]
+  int32_t const* row_start = nullptr;    // [B + 1]
+  int64_t const* positions = nullptr;    // [R]
+  int64_t const* tree_mask = nullptr;    // [R]    null: causal
+  float const* sinks = nullptr;          // [Nq]   null: none
+  int32_t const* work = nullptr;         // from plan_attention
+  void* workspace = nullptr;             // as AttentionWorkspaceLayout says
+  void* out = nullptr;                   // [R, Nq, D] Element
+  int64_t k_block_stride = 0;
+  int64_t k_head_stride = 0;
+  int64_t k_row_stride = 0;
+  int64_t v_block_stride = 0;
+  int64_t v_head_stride = 0;
+  int64_t v_row_stride = 0;
+  float softmax_scale = 0.0f;
+  int window = 0;  // 0: none
+  int num_rows = 0;
+  int num_requests = 0;
+  int num_heads = 0;
+  int num_kv_heads = 0;
+  int head_dim = 0;
+  int num_cache_blocks = 0;
+  int block_size = 0;
+  int max_blocks = 0;  // of a request
+  int num_blocks = 0;  // thread blocks, as in the plan
+};
+
+cudaError_t launch_paged_attention(PagedAttentionParams const& params, DType dtype,
+                                   CacheType cache_dtype, cudaStream_t stream);
 
 }  // namespace p_eagle

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from p_eagle_cuda import noise as noise_module
 from p_eagle_cuda import reference
-from p_eagle_cuda.reference import Noise
+from p_eagle_cuda.noise import Noise, gumbel, noise_uniform, philox
 
 # From the known answers of Random123, the implementation of the generator's authors.
 PHILOX = [
@@ -29,17 +30,17 @@ def one(value: int) -> Tensor:
 
 @pytest.mark.parametrize(("counter", "key", "expected"), PHILOX)
 def test_philox(counter: tuple[int, ...], key: tuple[int, int], expected: tuple[int, ...]) -> None:
-    words = reference.philox(tuple(map(one, counter)), (one(key[0]), one(key[1])))
+    words = philox(tuple(map(one, counter)), (one(key[0]), one(key[1])))
     assert tuple(map(int, words)) == expected
 
 
 def test_which_word_an_id_has() -> None:
     key, position = -(2**62) + 5, 2**33 + 7
     ids = torch.arange(12)
-    uniforms = reference.noise_uniform(one(key), one(position), ids)
+    uniforms = noise_uniform(one(key), one(position), ids)
     for i in ids.tolist():
         low, high = position % 2**32, position >> 32
-        words = reference.philox(
+        words = philox(
             (one(i // 4), one(0), one(low), one(high)),
             (one(key % 2**32), one(key >> 32 & 0xFFFFFFFF)),
         )
@@ -49,15 +50,15 @@ def test_which_word_an_id_has() -> None:
 
 def test_uniforms_are_never_zero_or_one(monkeypatch: pytest.MonkeyPatch) -> None:
     for word, expected in ((0, 2.0**-33), (2**32 - 1, 1 - 2.0**-24), (2**31, 0.5)):
-        monkeypatch.setattr(reference, "philox", lambda *_, word=word: (one(word),) * 4)
-        uniform = reference.noise_uniform(one(0), one(0), one(0))
+        monkeypatch.setattr(noise_module, "philox", lambda *_, word=word: (one(word),) * 4)
+        uniform = noise_uniform(one(0), one(0), one(0))
         assert uniform.dtype == torch.float32
         assert float(uniform) == expected
-        assert math.isfinite(float(reference.gumbel(one(0), one(0), one(0))))
+        assert math.isfinite(float(gumbel(one(0), one(0), one(0))))
 
 
 def test_gumbel_noise_has_its_mean_and_variance() -> None:
-    noise = reference.gumbel(one(1), torch.arange(500)[:, None], torch.arange(400)).double()
+    noise = gumbel(one(1), torch.arange(500)[:, None], torch.arange(400)).double()
     assert float(noise.mean()) == pytest.approx(0.5772156649, abs=0.01)
     assert float(noise.var()) == pytest.approx(math.pi**2 / 6, abs=0.03)
 

@@ -2,6 +2,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <limits>
 #include <optional>
 #include <string>
 #include <vector>
@@ -14,6 +15,80 @@
 
 namespace p_eagle {
 namespace {
+
+void prepare_inputs(Tensor const& target_tokens, Tensor const& target_positions,
+                    Tensor const& query_start, Tensor const& num_rejected,
+                    Tensor const& next_tokens, Tensor const& block_table, int64_t K,
+                    int64_t mask_token_id, int64_t block_size, int64_t max_position,
+                    Tensor& token_ids, Tensor& positions, Tensor& slots, Tensor& source_row,
+                    Tensor& row_start, Tensor& seq_lens, Tensor& sample_rows) {
+  constexpr char const* kOp = "prepare_inputs";
+
+  // `target_tokens` and `num_rejected` define the device and T, B; the rest is checked by them.
+  STD_TORCH_CHECK(is_on_device(target_tokens), kOp, ": `target_tokens` must be on ", kDevice);
+  STD_TORCH_CHECK(target_tokens.dim() == 1, kOp, ": `target_tokens` must be [T], got ",
+                  shape_of(target_tokens));
+  STD_TORCH_CHECK(num_rejected.dim() == 1, kOp, ": `num_rejected` must be [B], got ",
+                  shape_of(num_rejected));
+  int64_t const T = target_tokens.size(0);
+  int64_t const B = num_rejected.size(0);
+  int32_t const device = target_tokens.get_device_index();
+  STD_TORCH_CHECK(B >= 1 || T == 0, kOp, ": `num_rejected` must have a request for the ", T,
+                  " target rows");
+  STD_TORCH_CHECK(K >= 1, kOp, ": `num_speculative_tokens` must be at least 1, got ", K);
+  STD_TORCH_CHECK(mask_token_id >= 0, kOp, ": `mask_token_id` must not be negative, got ",
+                  mask_token_id);
+  STD_TORCH_CHECK(block_size >= 1, kOp, ": `block_size` must be at least 1, got ", block_size);
+  STD_TORCH_CHECK(max_position >= 1, kOp, ": `max_position` must be at least 1, got ",
+                  max_position);
+  constexpr int64_t kMaxInt = std::numeric_limits<int32_t>::max();
+  STD_TORCH_CHECK(B == 0 || (T <= kMaxInt && K <= (kMaxInt - T) / B), kOp,
+                  ": T + B * K must be below 2**31, got T = ", T, ", B = ", B, ", K = ", K);
+  int64_t const R = T + B * (K - 1);
+
+  check_tensor(kOp, "target_tokens", target_tokens, device, ScalarType::Long, {T});
+  check_tensor(kOp, "target_positions", target_positions, device, ScalarType::Long, {T});
+  check_tensor(kOp, "query_start", query_start, device, ScalarType::Int, {B + 1});
+  check_tensor(kOp, "num_rejected", num_rejected, device, ScalarType::Int, {B});
+  check_tensor(kOp, "next_tokens", next_tokens, device, ScalarType::Long, {B});
+  STD_TORCH_CHECK(block_table.dim() == 2, kOp, ": `block_table` must be [B, max_blocks], got ",
+                  shape_of(block_table));
+  int64_t const max_blocks = block_table.size(1);
+  check_tensor(kOp, "block_table", block_table, device, ScalarType::Int, {B, max_blocks});
+  check_tensor(kOp, "token_ids", token_ids, device, ScalarType::Long, {R});
+  check_tensor(kOp, "positions", positions, device, ScalarType::Long, {R});
+  check_tensor(kOp, "slots", slots, device, ScalarType::Long, {R});
+  check_tensor(kOp, "source_row", source_row, device, ScalarType::Int, {R});
+  check_tensor(kOp, "row_start", row_start, device, ScalarType::Int, {B + 1});
+  check_tensor(kOp, "seq_lens", seq_lens, device, ScalarType::Int, {B});
+  check_tensor(kOp, "sample_rows", sample_rows, device, ScalarType::Int, {B * K});
+
+  DeviceGuard const guard(device);
+  PrepareInputsParams const params{
+      .target_tokens = target_tokens.const_data_ptr<int64_t>(),
+      .target_positions = target_positions.const_data_ptr<int64_t>(),
+      .query_start = query_start.const_data_ptr<int32_t>(),
+      .num_rejected = num_rejected.const_data_ptr<int32_t>(),
+      .next_tokens = next_tokens.const_data_ptr<int64_t>(),
+      .block_table = block_table.const_data_ptr<int32_t>(),
+      .token_ids = token_ids.mutable_data_ptr<int64_t>(),
+      .positions = positions.mutable_data_ptr<int64_t>(),
+      .slots = slots.mutable_data_ptr<int64_t>(),
+      .source_row = source_row.mutable_data_ptr<int32_t>(),
+      .row_start = row_start.mutable_data_ptr<int32_t>(),
+      .seq_lens = seq_lens.mutable_data_ptr<int32_t>(),
+      .sample_rows = sample_rows.mutable_data_ptr<int32_t>(),
+      .mask_token_id = mask_token_id,
+      .block_size = block_size,
+      .max_position = max_position,
+      .max_blocks = max_blocks,
+      .num_target_rows = int(T),
+      .num_requests = int(B),
+      .num_speculative_tokens = int(K),
+      .max_rows = int(R),
+  };
+  check_launch(kOp, launch_prepare_inputs(params, current_stream(kOp, device)));
+}
 
 void embed_norm_concat(Tensor const& token_ids, Tensor const& source_row, Tensor const& num_rows,
                        Tensor const& embedding, Tensor const& hidden, Tensor const& mask_hidden,
@@ -126,6 +201,7 @@ void project_taps(std::vector<Tensor> const& taps, Tensor const& source_row, Ten
 }
 
 constexpr CudaOp kOps[] = {
+    {"prepare_inputs", TORCH_BOX(&prepare_inputs)},
     {"project_taps", TORCH_BOX(&project_taps)},
     {"embed_norm_concat", TORCH_BOX(&embed_norm_concat)},
 };

@@ -67,6 +67,7 @@ inline LinearInput check_input(char const* op, Tensor const& x,
           .norm_weight =
               check_optional(op, "norm_weight", norm_weight, device, x.scalar_type(), {columns}),
           .sum_squares = sum_squares ? sum_squares->const_data_ptr<float>() : nullptr,
+          .num_taps = 1,
           .tap_width = int(columns),
           .max_rows = int(R),
           .eps = float(eps)};

@@ -26,8 +26,8 @@ struct alignas(16) HeadColumn {
   float logits[kColumnFloats];
 };
 
-// The sum of exponentials is relative to the maximum, which starts at the lowest finite number: -inf
-// minus -inf would be NaN.
+// The sum of exponentials is relative to the maximum, which starts at the lowest finite number:
+// -inf minus -inf would be NaN.
 struct LogSum {
   float max = -FLT_MAX;
   float sum = 0.0f;
@@ -82,9 +82,9 @@ struct RowNoise {
   }
 };
 
-// Takes the next logits of kCount tokens of the warp, which are in columns and states `stride` apart;
-// the first one's sampled row is `sample`, and those from `num_tokens` on are none. Of states whose
-// row does not exist the contents do not matter. All lanes take part.
+// Takes the next logits of kCount tokens of the warp, which are in columns and states `stride`
+// apart; the first one's sampled row is `sample`, and those from `num_tokens` on are none. Of
+// states whose row does not exist the contents do not matter. All lanes take part.
 template <int kCount>
 CUTLASS_DEVICE void take_columns(LmHeadTopkParams const& params, LaneRows const& rows,
                                  HeadColumn const* columns, TokenState* states, int sample,

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "common/arrival.cuh"
 #include "head/column.cuh"
 #include "head/order.cuh"
 #include "head/tiles.h"
@@ -39,17 +40,9 @@ class HeadFindings {
     }
   }
 
-  // Tells that the CTA has left its findings. Returns whether all CTAs have; then they may be read.
-  // Called by one thread, after a __syncthreads().
-  CUTLASS_DEVICE bool arrive(int token_tile) const {
-    int32_t* const counter = counters_ + token_tile;
-    __threadfence();  // what the CTA has stored comes before its arrival
-    bool const is_last = atomicAdd(counter, 1) == layout_.num_ctas - 1;
-    __threadfence();  // and what the others have stored before theirs is read after it
-    if (is_last) {
-      *counter = 0;  // for the next launch
-    }
-    return is_last;
+  // Whether all CTAs have left their findings, so that they may be read. See arrives_last.
+  CUTLASS_DEVICE bool arrives_last(int token_tile) const {
+    return p_eagle::arrives_last(counters_ + token_tile, layout_.num_ctas);
   }
 
   CUTLASS_DEVICE int num_ctas() const { return layout_.num_ctas; }
@@ -120,8 +113,8 @@ CUTLASS_DEVICE void merge_rows(LmHeadTopkParams const& params, HeadFindings cons
   LogSum log_sums[kCount];
   merge_log_sums(findings, first_sample, stride, is_row, log_sums);
 
-  // The lists with the best first entries, the i-th in lane i. The best of all are in those: an entry
-  // of another list has the first entries of all of these before it.
+  // The lists with the best first entries, the i-th in lane i. The best of all are in those: an
+  // entry of another list has the first entries of all of these before it.
   int lists[kCount];
   {
     LaneCandidates<int, kHeadLaneLists> firsts[kCount];

@@ -1,5 +1,6 @@
 // Gumbel noise that depends on nothing but a key, a position and an id: a row gets the same noise
-// alone or in a batch, in whichever thread. `reference.noise_uniform` is the definition.
+// alone or in a batch, in whichever thread. `noise_uniform` of p_eagle_cuda.noise is the
+// definition.
 #pragma once
 
 #include <cuda_runtime.h>

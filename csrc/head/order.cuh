@@ -1,5 +1,6 @@
-// The order of candidates, best first: the larger score, of equals the lower id. A candidate's key is
-// an integer in that order, all keys differ, and so the best are the same whoever finds them when.
+// The order of candidates, best first: the larger score, of equals the lower id. A candidate's key
+// is an integer in that order, all keys differ, and so the best are the same whoever finds them
+// when.
 #pragma once
 
 #include <cutlass/cutlass.h>

@@ -1,5 +1,5 @@
-// How the head is cut into tiles, dealt to CTAs, and where these leave what they have found: for the
-// kernel, for the host layer, and for whoever allocates the workspace. Plain C++.
+// How the head is cut into tiles, dealt to CTAs, and where these leave what they have found: for
+// the kernel, for the host layer, and for whoever allocates the workspace. Plain C++.
 #pragma once
 
 #include <algorithm>
@@ -48,10 +48,10 @@ constexpr HeadTile head_tile(int tokens, int weight_bytes) {
   throw std::invalid_argument("head_tile: no such tile");
 }
 
-// Each CTA takes a run of the weight's rows, as long as the others' but for kWarpRows, and so streams
-// as many bytes. Only its last tile may have rows missing, which costs no bytes. The runs depend on
-// the number of rows of the weight and on the device alone, never on how many rows are sampled, and
-// with them the order of sums.
+// Each CTA takes a run of the weight's rows, as long as the others' but for kWarpRows, and so
+// streams as many bytes. Only its last tile may have rows missing, which costs no bytes. The runs
+// depend on the number of rows of the weight and on the device alone, never on how many rows are
+// sampled, and with them the order of sums.
 struct HeadPartition {
   int num_rows;  // of the weight, those that there are
   int num_ctas;  // all of which have rows

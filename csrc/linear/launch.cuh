@@ -10,6 +10,7 @@ namespace p_eagle {
 
 template <class Config, class Epilogue>
 cudaError_t launch_linear_with(typename Epilogue::Params const& params, cudaStream_t stream) {
+  static_assert(sizeof(LinearStorage<Config, Epilogue>) <= Config::kTile.shared_bytes());
   int num_sms = 0;
   if (cudaError_t const status = count_sms(num_sms); status != cudaSuccess) {
     return status;

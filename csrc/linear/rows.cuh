@@ -19,13 +19,17 @@ namespace p_eagle {
 inline constexpr int kVecElems = 8;  // of 16 bits
 inline constexpr int kBlockVecs = kBlockColumns / kVecElems;
 
+// In the place of a row's number.
+inline constexpr int kNoRow = -1;
+inline constexpr int kMaskRow = -2;  // the row exists, and nothing is multiplied for it
+
 // What is known of the rows of a token tile once the previous kernel has ended.
 template <int kTokens>
 struct TileRows {
   static constexpr int kParts = 4;  // of a sum of squares; not more where tokens are fewer, or bits
                                     // would depend on that
 
-  int source_row[kTokens];  // -1: the row does not exist
+  int source_row[kTokens];  // or kNoRow or kMaskRow, which are negative
   float rstd[kMaxTaps][kTokens];
   float partial[kParts][kTokens];
 
@@ -34,9 +38,10 @@ struct TileRows {
     int const token = threadIdx.x;
     if (token < kTokens) {
       int const row = first_row + token;
-      int source = -1;
+      int source = kNoRow;
       if (row < *input.num_rows) {
         source = input.source_row ? input.source_row[row] : row;
+        source = source < 0 ? kMaskRow : input.is_in_place ? row : source;
       }
       source_row[token] = source;
     }

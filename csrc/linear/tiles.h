@@ -21,6 +21,11 @@ struct LinearTile {
   constexpr int threads() const { return rows / kWarpRows * 32; }
   constexpr int stage_bytes() const { return rows * kBlockColumns * weight_bytes; }
   constexpr int partial_floats() const { return rows * tokens; }
+
+  // At most, of one CTA: the stages, two blocks of rows, and what is known of the rows.
+  constexpr int shared_bytes() const {
+    return stages * stage_bytes() + 2 * tokens * kBlockColumns * 2 + tokens * 64 + 1024;
+  }
 };
 
 // Chosen so that the blocks in flight cover the latency of memory (26 to 33 KB per SM on Hopper) more

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from numerics import double
 from p_eagle_cuda import _C, reference
+from p_eagle_cuda.noise import Noise
 from sim.emulator import FOUR
 from sim.torch_ops import Arguments
 
@@ -112,7 +113,7 @@ def reference_of(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     a = arguments
     noise = None
     if a["temperature"] is not None:
-        noise = reference.Noise(a["noise_keys"], a["noise_positions"], a["temperature"])
+        noise = Noise(a["noise_keys"], a["noise_positions"], a["temperature"])
     weight = reference.dequantize(a["weight"], a["weight_scale"], a["x"].dtype)
     return reference.lm_head_topk(
         a["x"], a["sample_rows"], a["norm_weight"], weight, a["draft_to_target"],

@@ -45,12 +45,16 @@ class UnknownFieldError(Exception):
     """A declaration in a struct is none that `parse` understands."""
 
 
-@functools.cache
 def params_type(name: str) -> type[ctypes.Structure]:
-    """The struct of this name in csrc/ops.h."""
-    structs = parse(OPS_H.read_text())
+    """The struct of this name in csrc/ops.h, the same class at each call."""
+    structs = _structs()
     assert name in structs, f"{OPS_H.name} has no struct {name}, only {', '.join(structs)}"
     return structs[name]
+
+
+@functools.cache
+def _structs() -> dict[str, type[ctypes.Structure]]:
+    return parse(OPS_H.read_text())
 
 
 def parse(header: str) -> dict[str, type[ctypes.Structure]]:

@@ -12,8 +12,90 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from p_eagle_cuda import reference
 from sim.params import params_type
 from sim.sample import BF16_ERROR, CSRC, FOLDER, Run, Sample, randn, source
+
+
+def prepare_inputs(run: Run) -> None:
+    """Three launches, the third of which takes the first's rows as its target rows.
+
+    The second has no requests; the order of the first and the third hangs on it. The third has a
+    few of the requests only. Positions of the first go past the last one allowed, those of the
+    third past the columns of the block table.
+    """
+
+    def launch(
+        label: str,
+        inputs: dict[str, Tensor],
+        made: dict[str, ctypes.c_void_p],
+        max_position: int = 590,
+    ) -> tuple[reference.PreparedInputs, dict[str, ctypes.c_void_p]]:
+        """Returns the rows; `made` are the inputs that another launch makes."""
+        numbers = {
+            "num_speculative_tokens": 3, "mask_token_id": 5000, "block_size": 2,
+            "max_position": max_position,
+        }  # fmt: skip
+        rows = reference.prepare_inputs(**inputs, **numbers)
+        pointers = {
+            name: run.given(name + label, x) for name, x in inputs.items() if name not in made
+        }
+        # Filled with 77, which no output is; what a buffer starts out as is -1, which some are.
+        outputs = {
+            name: run.updated(name + label, torch.full_like(x, 77), x, 0.0)
+            for name, x in rows._asdict().items()
+        }
+        params = params_type("PrepareInputsParams")(
+            **pointers, **made, **outputs, **numbers, max_rows=len(rows.token_ids),
+            num_target_rows=len(inputs["target_tokens"]), num_requests=len(inputs["num_rejected"]),
+            max_blocks=inputs["block_table"].shape[1],
+        )  # fmt: skip
+        run.launch("launch_prepare_inputs_from_c", ctypes.byref(params))
+        return rows, outputs
+
+    inputs = _ragged_requests(block_size=2)
+    rows, outputs = launch("", inputs, {})
+    nothing = {name: x[: name == "query_start"] for name, x in inputs.items()}
+    launch(" of the second launch", nothing, {})
+    few = {name: inputs[name][:20] for name in ("num_rejected", "next_tokens", "block_table")}
+    chained = {
+        "target_tokens": rows.token_ids, "target_positions": rows.positions,
+        "query_start": rows.row_start[:21],
+    }  # fmt: skip
+    made = zip(chained, (outputs[x] for x in ("token_ids", "positions", "row_start")), strict=True)
+    launch(" of the third launch", few | chained, dict(made), max_position=1000)
+
+
+def _ragged_requests(block_size: int) -> dict[str, Tensor]:
+    """What prepare_inputs takes: a tile of requests and a bit, at positions below 600.
+
+    Request 10 comes to the end of the block table. Request 100 has more columns of it than a warp
+    looks at together, two of them without a block, which the same lane looks at. The last has more
+    rows than the target.
+    """
+    B, max_position = 262, 600
+    request = torch.arange(B)
+    lengths, starts = request % 3, request * 7 % max_position
+    starts[10] = max_position - 1
+    lengths[100], starts[100] = 590, 1
+    lengths[-1], starts[-1] = 2, 580
+    query_start = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    row = torch.arange(int(query_start[-1]))
+    of_row = torch.repeat_interleave(request, lengths)
+    positions = starts[of_row] + row - query_start[of_row]
+    query_start[-1] += 3
+    block_table = (11 * request[:, None] + torch.arange(max_position // block_size)) % 1000
+    block_table[20::2, 0] = -1  # before most requests' first position
+    block_table[request[::5], starts[::5] // block_size] = -1
+    block_table[100, [0, 261, 261 + 32]] = torch.tensor([0, -1, -1])
+    return {
+        "target_tokens": row + 1,
+        "target_positions": positions,
+        "query_start": query_start.int(),
+        "num_rejected": 2 * (request % 7 == 4).int(),
+        "next_tokens": request + 6000,
+        "block_table": block_table.int(),
+    }
 
 
 def embed_norm_concat(run: Run) -> None:
@@ -80,5 +162,6 @@ def _sample(run: Callable[[Run], None], common: Sequence[str]) -> Sample:
 
 
 SAMPLES: dict[str, Sample] = {
+    "prepare_inputs": _sample(prepare_inputs, ["launch.h", "reduce.cuh", "scan.cuh"]),
     "embed_norm_concat": _sample(embed_norm_concat, ["launch.h", "reduce.cuh"]),
 }

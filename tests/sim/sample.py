@@ -70,6 +70,10 @@ class Run:
         """A buffer that starts out as NaN; what becomes of it does not matter."""
         return self._add(Buffer(name, torch.Size(shape).numel() * dtype.itemsize))
 
+    def state(self, name: str, value: Tensor) -> ctypes.c_void_p:
+        """A buffer that starts out as `value`; what becomes of it does not matter."""
+        return self._add(Buffer.of_tensor(name, value, read_only=False))
+
     def output(
         self, name: str, dtype: torch.dtype, expected: Tensor, relative_error: float
     ) -> ctypes.c_void_p:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from numerics import double
 from p_eagle_cuda import _C, reference
+from p_eagle_cuda.noise import gumbel
 from sim import torch_ops
 from sim.emulator import FOUR, Settings
 from sim.lm_head_cases import (
@@ -95,8 +96,8 @@ def all_logits(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     noise = torch.zeros_like(logits)
     if arguments["temperature"] is not None:
         keys, positions = arguments["noise_keys"], arguments["noise_positions"]
-        gumbel = reference.gumbel(keys[:, None], positions[:, None], there)
-        noise += gumbel * (arguments["temperature"] > 0)[:, None]
+        added = gumbel(keys[:, None], positions[:, None], there)
+        noise += added * (arguments["temperature"] > 0)[:, None]
     return logits, noise, lse
 
 

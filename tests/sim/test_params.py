@@ -17,6 +17,7 @@ enum class Kind : int { kFirst, kSecond };
 // struct Commented { int field = 0; };
 struct View {
   void* data = nullptr;     // [R]; a semicolon
+  int num_rows = 0;         // as in the other struct
   int64_t strides[2] = {};
 };
 
@@ -47,7 +48,8 @@ def assert_same_layout(header: str, prologue: str = "") -> None:
     for name, struct in parse(header).items():
         fields = [field for field, _ in struct._fields_]
         # A structured binding names all fields, so one that is not known here is an error.
-        checks.append(f"[[maybe_unused]] auto [{', '.join(f'x{f}' for f in fields)}] = {name}{{}};")
+        names = ", ".join(f"x{field}" for field in fields)
+        checks.append(f"{{ [[maybe_unused]] auto [{names}] = {name}{{}}; }}")
         checks.append(f"static_assert(sizeof({name}) == {ctypes.sizeof(struct)});")
         for field in fields:
             place = getattr(struct, field)

@@ -22,12 +22,20 @@ from p_eagle_cuda._registry import (
     lm_head_workspace,
     load_library,
 )
-from p_eagle_cuda.ops.attention import paged_attention
+from p_eagle_cuda.ops.attention import (
+    AttentionBuffers,
+    allocate_attention,
+    paged_attention,
+    plan_attention,
+    slice_work,
+)
 from p_eagle_cuda.ops.head import lm_head_topk
 from p_eagle_cuda.ops.inputs import embed_norm_concat, prepare_inputs, project_taps
 from p_eagle_cuda.ops.layers import linear_residual, norm_swiglu, qkv_rope_cache
 
 __all__ = [
+    "AttentionBuffers",
+    "allocate_attention",
     "embed_norm_concat",
     "implementations",
     "linear_residual",
@@ -36,9 +44,11 @@ __all__ = [
     "lm_head_workspace",
     "norm_swiglu",
     "paged_attention",
+    "plan_attention",
     "prepare_inputs",
     "project_taps",
     "qkv_rope_cache",
+    "slice_work",
 ]
 
 load_library()

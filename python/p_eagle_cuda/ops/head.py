@@ -19,6 +19,7 @@ from p_eagle_cuda._registry import (
     lm_head_workspace,
     wide_dtype,
 )
+from p_eagle_cuda.noise import Noise
 
 MAX_TOP_K = 16  # children of a tree node; as many as half a warp can hold, an entry a lane
 
@@ -66,7 +67,7 @@ def _lm_head_topk(
         check_tensor(op, "noise_keys", noise_keys, torch.int64, N)
         check_tensor(op, "noise_positions", noise_positions, torch.int64, N)
         check_tensor(op, "temperature", temperature, torch.float32, N)
-        noise = reference.Noise(noise_keys, noise_positions, temperature)
+        noise = Noise(noise_keys, noise_positions, temperature)
     check(
         noise is not None or noise_keys is noise_positions is temperature is None,
         f"{op}: `noise_keys`, `noise_positions` and `temperature` must all be given or all be None",
@@ -136,7 +137,7 @@ def lm_head_topk(
         noise_positions: ``[N]`` int64, the absolute position that the row drafts.
         temperature: ``[N]`` float32; 0: as without noise. Where it is above, logits are divided by
             it, and the ids are the largest sums of logits and Gumbel noise: the first is a sample
-            of the softmax, the others go on without replacement. `reference.noise_uniform` says
+            of the softmax, the others go on without replacement. `noise.noise_uniform` says
             which noise an id has; other rows have no part in it.
         workspace: Zeroed memory of this stream from `lm_head_workspace`; allocated if None.
 

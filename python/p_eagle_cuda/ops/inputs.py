@@ -54,6 +54,7 @@ def _prepare_inputs(
     check(mask_token_id >= 0, f"{op}: `mask_token_id` must not be negative, got {mask_token_id}")
     check(block_size >= 1, f"{op}: `block_size` must be at least 1, got {block_size}")
     check(max_position >= 1, f"{op}: `max_position` must be at least 1, got {max_position}")
+    check(T + B * K < 2**31, f"{op}: T + B * K must be below 2**31, got T = {T}, B = {B}, K = {K}")
     R = T + B * (K - 1)
     check_tensor(op, "target_tokens", target_tokens, torch.int64, T)
     check_tensor(op, "target_positions", target_positions, torch.int64, T)
@@ -123,7 +124,7 @@ def prepare_inputs(
         next_tokens: ``[B]`` int64, the token that follows the last valid row: the target's own
             (bonus or corrected) token, or the next prompt token when a prompt comes in chunks.
         block_table: ``[B, max_blocks]`` int32, the cache block of each block_size positions.
-        num_speculative_tokens: K >= 1.
+        num_speculative_tokens: K >= 1, with T + B * K below 2**31.
         mask_token_id: id of the shared mask token.
         block_size: positions in one cache block.
         max_position: rows at or past this position get slot -1.
@@ -134,6 +135,8 @@ def prepare_inputs(
         hold token 0, position 0, slot -1, source row -1. A slot is also -1 where the block table
         has no column or a negative block for the position; ``seq_lens`` ends before the first such
         position, so that attention reads no key that nobody stored.
+
+        Contents are not checked. Whatever they are, nothing outside of the tensors is accessed.
 
     Numerics:
         Integers; every implementation is bit-exact.

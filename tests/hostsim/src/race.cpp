@@ -124,10 +124,15 @@ void check_races(Shadow& shadow, Actor const& actor, size_t offset, size_t size,
       check_proxy(byte.writer, actor, i, place, what);
     }
     if (writes) {
-      for (Stamp const& reader : byte.readers) {
-        if (!is_ordered(reader, actor) && !both_atomic(reader, actor)) {
+      for (Stamp& reader : byte.readers) {
+        bool const ordered = is_ordered(reader, actor);
+        if (!ordered && both_atomic(reader, actor)) {
+          continue;  // no race, but no order either: a plain write may follow
+        }
+        if (!ordered) {
           report_race("a write", place, i, what, "a read", reader);
         }
+        reader = {};
       }
       byte.writer = stamp;
     } else if (reads) {

@@ -322,7 +322,7 @@ HOST_TEST(what_a_relaxed_capture_allows) {
   void* memory = nullptr;
   auto const mode = cudaStreamCaptureModeRelaxed;
   call_in_capture(stream, seen, [&] { return cudaMalloc(&memory, 16); }, mode);
-  call_in_capture(stream, seen + 2, [&] { return cudaStreamSynchronize(stream); }, mode);
+  call_in_capture(stream, seen + 2, [&] { return cudaDeviceSynchronize(); }, mode);
   return cudaFree(memory);
 }
 

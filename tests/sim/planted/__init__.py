@@ -1,6 +1,15 @@
 """Kernels with one error each: tables of what the emulator must find."""
 
-from sim.planted import copies, gemms, project, reductions, warps_and_launches
+from sim.planted import (
+    attention,
+    copies,
+    gemms,
+    linear_layers,
+    lm_head_topk,
+    project,
+    reductions,
+    warps_and_launches,
+)
 from sim.planted.bug import LAUNCH_ERROR, WRONG_RESULT, Bug
 
 BUGS: tuple[Bug, ...] = (
@@ -9,6 +18,9 @@ BUGS: tuple[Bug, ...] = (
     *copies.BUGS,
     *warps_and_launches.BUGS,
     *project.BUGS,
+    *linear_layers.BUGS,
+    *lm_head_topk.BUGS,
+    *attention.BUGS,
 )
 
 __all__ = ["BUGS", "LAUNCH_ERROR", "WRONG_RESULT", "Bug"]

@@ -1,4 +1,4 @@
-"""Bugs in the project's kernels. A new kernel adds its rows here."""
+"""Bugs in the project's kernels, except those of attention. A new kernel adds its rows here."""
 
 from __future__ import annotations
 
@@ -6,9 +6,211 @@ from functools import partial
 
 from sim.planted.bug import WRONG_RESULT, Bug
 
+_prepare = partial(Bug, "prepare_inputs")
 _embed = partial(Bug, "embed_norm_concat")
 
 BUGS = (
+    _prepare(
+        "warps' sums read without a barrier",
+        "    __syncthreads();\n",
+        finds="race",
+        file="scan.cuh",
+    ),
+    _prepare(
+        "sum before a thread has its own value in it",
+        "Sums sums{inclusive - value, 0};",
+        "Sums sums{inclusive, 0};",
+        finds=WRONG_RESULT,
+        file="scan.cuh",
+    ),
+    _prepare(
+        "sum before a warp has the warp's in it",
+        "i < warp ?",
+        "i <= warp ?",
+        finds=WRONG_RESULT,
+        file="scan.cuh",
+    ),
+    _prepare(
+        "one lane left out at each step of the scan",
+        "lane >= offset ?",
+        "lane > offset ?",
+        finds=WRONG_RESULT,
+        file="scan.cuh",
+    ),
+    _prepare(
+        "last step of the scan left out",
+        "offset < kWarpSize;",
+        "offset < kWarpSize / 2;",
+        finds=WRONG_RESULT,
+        file="scan.cuh",
+    ),
+    _prepare(
+        "no wait for the previous kernel",
+        "  cudaGridDependencySynchronize();\n",
+        finds="pdl",
+        file="launch.h",
+    ),
+    _prepare(
+        "counts read before the wait",
+        "  wait_for_previous_kernel();\n",
+        "  int const early = params.query_start[0];\n"
+        "  wait_for_previous_kernel();\n"
+        "  if (early < 0) return;\n",
+        finds="pdl",
+    ),
+    _prepare(
+        "a launch without requests leaves before the wait",
+        "  wait_for_previous_kernel();\n",
+        "  if (params.num_requests == 0) return;\n  wait_for_previous_kernel();\n",
+        finds="pdl",
+    ),
+    _prepare(
+        "tile read before it is there",
+        "    __syncthreads();\n",
+        finds="race",
+    ),
+    _prepare(
+        "end of the tile not written",
+        "      shared.row_start[Config::kThreads] = num_rows_before;\n",
+        finds="uninit",
+    ),
+    _prepare(
+        "second tile starts at row 0",
+        "num_rows_before + rows.before",
+        "rows.before",
+        finds=WRONG_RESULT,
+    ),
+    _prepare(
+        "counts of the first tile used for the second",
+        "load_counts(params, tile + Config::kThreads + thread)",
+        "load_counts(params, tile + thread)",
+        finds=WRONG_RESULT,
+    ),
+    _prepare(
+        "counts past the last request",
+        "request >= params.num_requests",
+        "request > params.num_requests",
+        finds="memory",
+    ),
+    _prepare(
+        "mask rows of requests that are rejected as a whole",
+        "counts.num_valid > 0 ?",
+        "counts.num_valid >= 0 ?",
+        finds=WRONG_RESULT,
+    ),
+    _prepare(
+        "first row of a request given to the one before",
+        "(shared.row_start[middle] <= row ? low : high)",
+        "(shared.row_start[middle] < row ? low : high)",
+        finds=WRONG_RESULT,
+    ),
+    _prepare(
+        "whole tile searched, also past the last request",
+        "find_request(shared, num_in_tile, row)",
+        "find_request(shared, Config::kThreads, row)",
+        benign="what is past the last request starts where the rows end",
+    ),
+    _prepare(
+        "tokens not shifted",
+        "source + 1)",
+        "source)",
+        finds=WRONG_RESULT,
+    ),
+    _prepare(
+        "token past the target's last",
+        "0 <= index && index < size",
+        "0 <= index && index <= size",
+        finds="memory",
+    ),
+    _prepare(
+        "next token of a request on its row before",
+        "j < last_valid ? element",
+        "j < last_valid - 1 ? element",
+        finds=WRONG_RESULT,
+    ),
+    _prepare(
+        "mask rows with a source row",
+        "source_row = is_mask ? -1 : int(source);",
+        "source_row = int(source);",
+        finds=WRONG_RESULT,
+    ),
+    _prepare(
+        "slot for the first position past the last one",
+        "position >= uint64_t(params.max_position)",
+        "position > uint64_t(params.max_position)",
+        finds=WRONG_RESULT,
+    ),
+    _prepare(
+        "block table of the next request, at the end of a row",
+        "column >= uint64_t(params.max_blocks)",
+        "column > uint64_t(params.max_blocks)",
+        finds=WRONG_RESULT,
+    ),
+    _prepare(
+        "negative blocks used",
+        "block >= 0 ?",
+        "block >= -1 ?",
+        finds=WRONG_RESULT,
+    ),
+    _prepare(
+        "columns past the end of the block table",
+        "column < end ? columns[column] : 0",
+        "columns[column]",
+        finds="memory",
+    ),
+    _prepare(
+        "last column without a block found, not the first",
+        "int i = Config::kColumnsPerLane - 1; i >= 0; --i",
+        "int i = 0; i < Config::kColumnsPerLane; ++i",
+        finds=WRONG_RESULT,
+    ),
+    _prepare(
+        "only one step of the search for a column",
+        "base += kStep",
+        "base += end",
+        finds=WRONG_RESULT,
+    ),
+    _prepare(
+        "columns before the first position looked at",
+        "begin / block_size, end_column",
+        "0, end_column",
+        finds=WRONG_RESULT,
+    ),
+    _prepare(
+        "last column left out where it is not full",
+        "(end - 1) / block_size + 1",
+        "end / block_size",
+        finds=WRONG_RESULT,
+    ),
+    _prepare(
+        "samples of requests without rows",
+        "has_rows ? int(end - K + k) : -1",
+        "int(end - K + k)",
+        finds=WRONG_RESULT,
+    ),
+    _prepare(
+        "last block of requests left out",
+        "ceil_div(params.num_requests, Config::kWarps)",
+        "params.num_requests / Config::kWarps",
+        finds=WRONG_RESULT,
+    ),
+    _prepare(
+        "row_start without its first element",
+        "    params.row_start[0] = 0;\n",
+        finds=WRONG_RESULT,
+    ),
+    _prepare(
+        "rows of no request not written",
+        "if (row < params.max_rows) {",
+        "if (row < num_rows_before) {",
+        finds=WRONG_RESULT,
+    ),
+    _prepare(
+        "row past the last one",
+        "if (row < params.max_rows) {",
+        "if (row <= params.max_rows) {",
+        finds="memory",
+    ),
     _embed(
         "warps' sums read without a barrier",
         "    __syncthreads();\n",

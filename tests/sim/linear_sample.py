@@ -1,0 +1,97 @@
+"""The linear layers as a sample: a chain of launches that take turns with one workspace."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from p_eagle_cuda import _C, reference
+from sim.emulator import Settings
+from sim.params import params_type
+from sim.sample import BF16_ERROR, CSRC, FOLDER, Run, Sample, randn, source
+
+
+def linear_layers(run: Run) -> None:
+    """Projection, gate, a gate without rows, projection: each reads what one before has written.
+
+    Every tile is cut, and every CTA has more blocks than stages.
+    """
+    dtype, n, R, H, Hin, I, eps = torch.bfloat16, 5, 7, 192, 1280, 576, 1e-2  # noqa: E741
+    x, residual = randn(R, Hin, dtype=dtype), randn(R, H, dtype=dtype)
+    x[n:] = torch.nan
+    weights = [
+        (randn(rows, columns) / columns**0.5).to(dtype)
+        for rows, columns in ((H, Hin), (2 * I, H), (H, I))
+    ]
+    norm_weight = 1 + randn(H, dtype=dtype) / 4
+
+    first = residual[:n].double() + x[:n].double() @ weights[0].double().T
+    gated = reference.norm_swiglu(first, norm_weight.double(), weights[1].double(), eps)
+    last = first + gated @ weights[2].double().T
+
+    count = run.given("num_rows", torch.tensor([n], dtype=torch.int32))
+    no_rows = run.given("num_rows of the empty launch", torch.tensor([0], dtype=torch.int32))
+    empty = torch.zeros(_C.linear_workspace_bytes(Settings().num_sms), dtype=torch.uint8)
+    workspace = params_type("LinearWorkspace")(data=run.state("workspace", empty))
+    sums = run.scratch("sum_squares", (H // 64, R), torch.float32)
+    stream = run.updated("residual", residual[:n], last, 4 * BF16_ERROR)
+    out = run.output("out", dtype, gated, 4 * BF16_ERROR)
+
+    def projection(label: str, x_pointer: ctypes.c_void_p, weight: Tensor) -> None:
+        params = params_type("LinearResidualParams")(
+            input=_input(x_pointer, weight.shape[1], count, R), weight=_weight(run, label, weight),
+            workspace=workspace, residual=stream, sum_squares=sums,
+        )  # fmt: skip
+        run.launch("launch_linear_residual_from_c", ctypes.byref(params))
+
+    def gate(label: str, num_rows: ctypes.c_void_p) -> None:
+        norm = run.given(f"norm_weight{label}", norm_weight)
+        rows = _input(stream, H, num_rows, R, norm_weight=norm, sum_squares=sums, eps=eps)
+        params = params_type("NormSwigluParams")(
+            input=rows, weight=_weight(run, f"gate_up{label}", weights[1]), workspace=workspace,
+            out=out,
+        )  # fmt: skip
+        run.launch("launch_norm_swiglu_from_c", ctypes.byref(params))
+
+    projection("first weight", run.given("x", x), weights[0])
+    gate("", count)
+    gate(" of the empty launch", no_rows)
+    projection("last weight", out, weights[2])
+
+
+def _input(
+    rows: ctypes.c_void_p, columns: int, num_rows: ctypes.c_void_p, max_rows: int, **norm: object
+) -> ctypes.Structure:
+    taps = (ctypes.c_void_p * 8)(rows)
+    return params_type("LinearInput")(
+        taps=taps, num_rows=num_rows, num_taps=1, tap_width=columns, max_rows=max_rows, **norm
+    )
+
+
+def _weight(run: Run, label: str, weight: Tensor) -> ctypes.Structure:
+    rows, columns = weight.shape
+    return params_type("LinearWeight")(data=run.given(label, weight), rows=rows, columns=columns)
+
+
+SAMPLES = {
+    "linear_layers": Sample(
+        linear_layers,
+        source("launch_linear_layers"),
+        included=[
+            CSRC / "ops.h",
+            CSRC / "common" / "launch.h",
+            CSRC / "common" / "reduce.cuh",
+            CSRC / "common" / "arrival.cuh",
+            *(
+                CSRC / "linear" / file
+                for file in (
+                    "tiles.h", "partition.h", "weights.cuh", "rows.cuh", "kernel.cuh",
+                    "epilogue.cuh", "epilogue_residual.cuh", "epilogue_swiglu.cuh", "launch.cuh",
+                )
+            ),
+        ],
+        includes=(FOLDER, CSRC),
+    )
+}  # fmt: skip

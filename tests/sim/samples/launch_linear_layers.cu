@@ -1,0 +1,19 @@
+// Lets Python launch one kernel of each kind of linear layer that the samples run.
+
+#include "linear/epilogue_residual.cuh"
+#include "linear/epilogue_swiglu.cuh"
+#include "linear/launch.cuh"
+#include "ops.h"
+#include "ptx.cuh"
+
+using SampleConfig = p_eagle::LinearConfig<cutlass::bfloat16_t, false, 64, 8>;
+
+SAMPLE_LAUNCHER launch_linear_residual_from_c(p_eagle::LinearResidualParams const& params) {
+  using Epilogue = p_eagle::AddToResidual<cutlass::bfloat16_t>;
+  return p_eagle::launch_linear_with<SampleConfig, Epilogue>(params, nullptr);
+}
+
+SAMPLE_LAUNCHER launch_norm_swiglu_from_c(p_eagle::NormSwigluParams const& params) {
+  return p_eagle::launch_linear_with<SampleConfig, p_eagle::Gate<cutlass::bfloat16_t>>(params,
+                                                                                       nullptr);
+}
