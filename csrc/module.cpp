@@ -11,6 +11,7 @@
 
 #include "bindings/build_info.h"
 #include "common/attention_layout.h"
+#include "head/tiles.h"
 #include "linear/partition.h"
 
 namespace py = pybind11;
@@ -81,6 +82,9 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cutlass_version") = cutlass_version();
   m.def("linear_workspace_bytes", &p_eagle::linear_workspace_bytes, py::arg("num_sms"),
         "Size of the linear layers' workspace on a device of this many SMs.");
+  m.def("lm_head_workspace_bytes", &p_eagle::lm_head_workspace_bytes, py::arg("num_sms"),
+        py::arg("num_samples"), py::arg("top_k"),
+        "Size of the workspace of lm_head_topk for so many rows, on a device of this many SMs.");
   m.def("linear_plan", &linear_plan, py::arg("rows"), py::arg("columns"), py::arg("tile_rows"),
         py::arg("num_rows"), py::arg("weight_bytes"), py::arg("num_sms"),
         "How the weight [rows, columns] of a linear layer is dealt to CTAs.");

@@ -167,6 +167,29 @@ cudaError_t launch_norm_swiglu(NormSwigluParams const& params, DType dtype, cuda
 cudaError_t launch_qkv_rope_cache(QkvRopeCacheParams const& params, DType dtype,
                                   cudaStream_t stream);
 
+// ---- The head ------------------------------------------------------------------------------------
+
+// The k best tokens and the log-sum-exp of the sampled rows: row n of the results is that of row
+// input.source_row[n] of the residual, and -1 and -inf where that is negative. V: rows of the weight.
+struct LmHeadTopkParams {
+  LinearInput input{};                       // one tap, with a norm; num_rows is not used
+  LinearWeight weight{};                     // [V, C]
+  int32_t const* vocab_subset = nullptr;     // [S]  ascending rows of the weight; null: all, S = V
+  int64_t const* draft_to_target = nullptr;  // [V]  null: ids are rows of the weight
+  int64_t const* noise_keys = nullptr;       // [N]  null: no noise, as the next two then are
+  int64_t const* noise_positions = nullptr;  // [N]
+  float const* temperature = nullptr;        // [N]  0: no noise in this row
+  int64_t* ids = nullptr;                    // [N, k]
+  float* logits = nullptr;                   // [N, k]
+  float* lse = nullptr;                      // [N]
+  void* workspace = nullptr;  // lm_head_workspace_bytes, all zero at first, as LinearWorkspace
+  int num_samples = 0;        // N
+  int num_candidates = 0;     // S
+  int top_k = 0;              // k
+};
+
+cudaError_t launch_lm_head_topk(LmHeadTopkParams const& params, DType dtype, cudaStream_t stream);
+
 // ---- Attention ----------------------------------------------------------------------------------
 
 // The work map of a pass's attention. B: requests, R: rows in the buffers.

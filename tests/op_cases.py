@@ -195,16 +195,24 @@ def norm_swiglu(device: str, dtype: torch.dtype) -> Arguments:
 
 
 def lm_head_topk(device: str, dtype: torch.dtype) -> Arguments:
+    x = _rows(device, dtype, H)
     return {
-        "x": _rows(device, dtype, H),
+        "x": x,
+        "sum_squares": reference.sum_squares(x),
         "sample_rows": torch.tensor([0, 2, -1, 5], device=device, dtype=torch.int32),
         "norm_weight": _norm(device, dtype, H),
         "weight": _linear(device, dtype, V, H),
+        "weight_scale": None,
+        "vocab_subset": torch.arange(V, device=device, dtype=torch.int32)[1::2].contiguous(),
         "draft_to_target": torch.arange(V, device=device) * 3,
+        "noise_keys": torch.tensor([10, -(2**40), 10, 2**63 - 1], device=device),
+        "noise_positions": torch.tensor([3, 4, 5, 2**33], device=device),
+        "temperature": torch.tensor([0.5, 0.0, 1.0, 2.0], device=device),
         "eps": 1e-5,
         "ids": torch.full((4, 3), int(SENTINEL), device=device),
         "logits": _output(device, _wide(dtype), 4, 3),
         "lse": _output(device, _wide(dtype), 4),
+        "workspace": _workspace(device, num_samples=4, top_k=3),
     }
 
 
@@ -330,10 +338,13 @@ def _rope(device: str) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1).to(device)
 
 
-def _workspace(device: str) -> Tensor:
+def _workspace(device: str, **head: int) -> Tensor:
+    """Of the linear layers, or with the sizes of an `lm_head_topk` of that."""
     if device == "cuda":
-        return ops.linear_workspace(torch.device(device))
-    return torch.zeros(_C.linear_workspace_bytes(EMULATED_SMS), dtype=torch.uint8)
+        allocate = ops.lm_head_workspace if head else ops.linear_workspace
+        return allocate(torch.device(device), **head)
+    count = _C.lm_head_workspace_bytes if head else _C.linear_workspace_bytes
+    return torch.zeros(count(EMULATED_SMS, **head), dtype=torch.uint8)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

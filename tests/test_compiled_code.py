@@ -6,6 +6,7 @@ Registers, spills and stack frames are in `test_extension.py`.
 from __future__ import annotations
 
 import os
+import re
 from importlib.resources import files
 from pathlib import Path
 
@@ -29,6 +30,7 @@ EXPECTED = {
     "norm_rows_kernel": ["LDG.128", "STG.128"],
     "gate_rows_kernel": ["LDG.128", "STG.128"],
     "rope_cache_kernel": ["LDG", "STG"],
+    "lm_head_topk_kernel": ["HMMA.16816.F32", "LDGSTS.BYPASS.128", "LDS.128", "STS.128", "LDG.128"],
     "linear_kernel": ["HMMA.16816.F32", "LDGSTS.BYPASS.128", "LDS.128", "STS.128", "LDG.128"],
 }
 LOCAL_MEMORY = ("LDL", "STL")
@@ -82,3 +84,14 @@ def test_tensor_cores_do_what_is_meant(compiled: list[Kernel]) -> None:
     for kernel in linear:
         (num_tokens,) = {n for mark, n in tokens.items() if mark in kernel.name}
         assert kernel.count("HMMA") == 4 * num_tokens // 8, kernel.name
+
+
+def test_the_head_multiplies_nothing_twice(compiled: list[Kernel]) -> None:
+    """Four MMAs for each 16 rows of the weight and eight tokens, two sets of warps or one."""
+    head = [kernel for kernel in compiled if kind_of(kernel) == "lm_head_topk_kernel"]
+    sizes = set()
+    for kernel in head:
+        (num_tokens,) = map(int, re.findall(r"ELi(\d+)EEEEv", kernel.name))  # of HeadConfig
+        assert kernel.count("HMMA") == 4 * num_tokens // 8, kernel.name
+        sizes.add(num_tokens)
+    assert sizes == {8, 16, 32, 64, 128, 256}

@@ -16,6 +16,7 @@ from devices import DEVICES, Device
 from numerics import assert_as_accurate_as_torch, assert_rounded_once, double
 from op_cases import CASES, N_REAL, OUTPUTS, SCRATCH, SENTINEL, Arguments, plan
 from p_eagle_cuda import ops, reference
+from p_eagle_cuda.noise import Noise
 
 OPS = sorted(CASES)
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
@@ -113,9 +114,10 @@ def run_reference(name: str, a: Arguments) -> dict[str, Tensor]:
             a["k_cache"].shape[1], a["eps"],
         )  # fmt: skip
         return {"q": q, **written_caches(a, k, v)}
+    noise = Noise(a["noise_keys"], a["noise_positions"], a["temperature"])
     ids, logits, lse = reference.lm_head_topk(
         a["x"], a["sample_rows"], a["norm_weight"], a["weight"], a["draft_to_target"],
-        a["ids"].shape[1], a["eps"],
+        a["ids"].shape[1], a["eps"], vocab_subset=a["vocab_subset"], noise=noise,
     )  # fmt: skip
     return {"ids": ids, "logits": logits, "lse": lse}
 
@@ -350,6 +352,17 @@ def test_top_k_out_of_range() -> None:
         arguments["ids"] = torch.zeros(4, k, dtype=torch.int64)
         with pytest.raises(ValueError, match=f"top_k must be 1 to 16, got {k}"):
             CPU.call("lm_head_topk", arguments)
+    arguments["ids"] = torch.zeros(4, 3, dtype=torch.int64)
+    arguments["vocab_subset"] = torch.tensor([7, 9], dtype=torch.int32)
+    with pytest.raises(ValueError, match="top_k must be 1 to 2, got 3"):
+        CPU.call("lm_head_topk", arguments)
+
+
+def test_half_given_noise() -> None:
+    arguments = CASES["lm_head_topk"]("cpu", torch.bfloat16)
+    arguments["temperature"] = None
+    with pytest.raises(ValueError, match="must all be given or all be None"):
+        CPU.call("lm_head_topk", arguments)
 
 
 def test_half_given_head_norms() -> None:

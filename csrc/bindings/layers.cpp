@@ -14,12 +14,6 @@
 namespace p_eagle {
 namespace {
 
-// Requires rows [R, C] of a working dtype on a device.
-void check_rows(char const* op, char const* name, Tensor const& x) {
-  STD_TORCH_CHECK(is_on_device(x), op, ": `", name, "` must be on ", kDevice);
-  STD_TORCH_CHECK(x.dim() == 2, op, ": `", name, "` must be 2-D, got ", shape_of(x));
-}
-
 void qkv_rope_cache(Tensor const& x, std::optional<Tensor> const& norm_weight,
                     std::optional<Tensor> const& sum_squares, Tensor const& weight,
                     std::optional<Tensor> const& weight_scale, std::optional<Tensor> const& bias,

@@ -49,11 +49,11 @@ struct TileRows {
 
   // Fills rstd from sums of squares that the kernel before has left. Contains a __syncthreads().
   CUTLASS_DEVICE void norms_from_sums(LinearInput const& input, int columns) {
-    int const token = threadIdx.x % kTokens;
-    int const part = threadIdx.x / kTokens;
-    int const source = source_row[token];
-    if (part < kParts) {
-      int const groups = (columns + kStatisticColumns - 1) / kStatisticColumns;
+    int const groups = (columns + kStatisticColumns - 1) / kStatisticColumns;
+    for (int i = threadIdx.x; i < kParts * kTokens; i += blockDim.x) {
+      int const token = i % kTokens;
+      int const part = i / kTokens;
+      int const source = source_row[token];
       float sum = 0.0f;
       if (source >= 0) {
         for (int group = part; group < groups; group += kParts) {
@@ -63,7 +63,8 @@ struct TileRows {
       partial[part][token] = sum;
     }
     __syncthreads();
-    if (threadIdx.x < kTokens) {
+    int const token = threadIdx.x;
+    if (token < kTokens) {
       float const sum =
           (partial[0][token] + partial[1][token]) + (partial[2][token] + partial[3][token]);
       rstd[0][token] = rsqrtf(sum / float(columns) + input.eps);
@@ -120,8 +121,9 @@ struct RowBlock {
   }
 };
 
-// A thread's share of the blocks of the rows: vector threadIdx.x % 8 of some tokens.
-template <class Element, int kTokens, int kThreads>
+// A thread's share of the blocks of kTokens rows, which are all of a tile's or the ones from
+// `first_token` on: vector threadIdx.x % 8 of some tokens.
+template <class Element, int kTokens, int kThreads, int kTileTokens = kTokens>
 class RowLoader {
  public:
   using Elements = cutlass::Array<Element, kVecElems>;
@@ -133,8 +135,9 @@ class RowLoader {
   static constexpr int kVecs = kTokens * kBlockVecs;
   static constexpr int kThreadVecs = (kVecs + kThreads - 1) / kThreads;
 
-  CUTLASS_DEVICE RowLoader(LinearInput const& input, TileRows<kTokens> const& rows)
-      : input_(input), rows_(rows) {}
+  CUTLASS_DEVICE RowLoader(LinearInput const& input, TileRows<kTileTokens> const& rows,
+                           int first_token = 0)
+      : input_(input), rows_(rows), first_token_(first_token) {}
 
   // Starts to read the block at `column`.
   CUTLASS_DEVICE void load(int column) {
@@ -159,17 +162,17 @@ class RowLoader {
   }
 
   // Norms what load() has read, and stores it.
-  CUTLASS_DEVICE void store(RowBlock<kTokens>& block) {
+  CUTLASS_DEVICE void store(RowBlock<kTileTokens>& block) {
     Values scale;
     if (input_.norm_weight) {
       scale = ToFloat::convert(norm_weight_);
     }
     CUTLASS_PRAGMA_UNROLL
     for (int i = 0; i < kThreadVecs; ++i) {
-      int const token = this->token(i);
-      if (token >= kTokens) {
+      if (!has_token(i)) {
         continue;
       }
+      int const token = this->token(i);
       Vec vec = vecs_[i];
       if (input_.norm_weight) {
         float const rstd = rows_.rstd[norm_group_][token];
@@ -186,14 +189,19 @@ class RowLoader {
   }
 
  private:
-  CUTLASS_DEVICE static int token(int i) { return (threadIdx.x + i * kThreads) / kBlockVecs; }
+  CUTLASS_DEVICE static bool has_token(int i) { return threadIdx.x + i * kThreads < kVecs; }
+
+  CUTLASS_DEVICE int token(int i) const {
+    return first_token_ + (threadIdx.x + i * kThreads) / kBlockVecs;
+  }
 
   CUTLASS_DEVICE int source_row(int i) const {
-    return token(i) < kTokens ? rows_.source_row[token(i)] : -1;
+    return has_token(i) ? rows_.source_row[token(i)] : -1;
   }
 
   LinearInput const& input_;
-  TileRows<kTokens> const& rows_;
+  TileRows<kTileTokens> const& rows_;
+  int first_token_;
   Vec vecs_[kThreadVecs];
   Vec norm_weight_;
   int norm_group_ = 0;

@@ -14,6 +14,9 @@ def cuda_ops() -> list[str]:
 def linear_workspace_bytes(num_sms: int) -> int:
     """Size of the linear layers' workspace on a device of this many SMs."""
 
+def lm_head_workspace_bytes(num_sms: int, num_samples: int, top_k: int) -> int:
+    """Size of the workspace of `lm_head_topk` for so many rows, on a device of this many SMs."""
+
 def linear_plan(
     rows: int, columns: int, tile_rows: int, num_rows: int, weight_bytes: int, num_sms: int
 ) -> dict[str, Any]:

@@ -178,6 +178,18 @@ def linear_workspace(device: torch.device) -> Tensor:
     return torch.zeros(size, dtype=torch.uint8, device=device)
 
 
+def lm_head_workspace(device: torch.device, num_samples: int, top_k: int) -> Tensor:
+    """Zeroed scratch memory for `lm_head_topk` of at most so many rows and so large a k.
+
+    For one stream of `device`; none on the CPU.
+    """
+    if device.type != "cuda":
+        return torch.zeros(0, dtype=torch.uint8, device=device)
+    num_sms = torch.cuda.get_device_properties(device).multi_processor_count
+    size = compiled().lm_head_workspace_bytes(num_sms, num_samples, top_k)
+    return torch.zeros(size, dtype=torch.uint8, device=device)
+
+
 def check_working_dtype(op: str, name: str, tensor: Tensor) -> torch.dtype:
     """The dtype of `tensor`, which must be one that its device computes in."""
     dtypes = CPU_DTYPES if tensor.device.type == "cpu" else CUDA_DTYPES

@@ -107,6 +107,7 @@ class Drafter:
         self._sum_squares = new(-(-H // STATISTIC_COLUMNS) * R, dtype=wide)
         self._workspace = ops.linear_workspace(device)
         self._linear = LinearLayers(weights, config.num_taps, R, self._workspace, linear)
+        self._head_workspace = ops.lm_head_workspace(device, N, top_k)
         self._ids = new(N, top_k, dtype=torch.int64)
         self._logits, self._lse = new(N, top_k, dtype=wide), new(N, dtype=wide)
 
@@ -273,6 +274,7 @@ class Drafter:
         ids, logits, lse = ops.lm_head_topk(
             residual, inputs.sample_rows, w.norm, w.lm_head, w.draft_to_target, self.top_k, eps,
             out=(self._ids[: B * K], self._logits[: B * K], self._lse[: B * K]),
+            sum_squares=sums, workspace=self._head_workspace,
         )  # fmt: skip
         shape = (B, K, self.top_k)
         return Drafts(ids.view(shape)[..., 0], ids.view(shape), logits.view(shape), lse.view(B, K))

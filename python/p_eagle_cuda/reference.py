@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, pad, silu
 
+from p_eagle_cuda.noise import Noise, gumbel
 from p_eagle_cuda.weights import DrafterWeights
 
 STATISTIC_COLUMNS = 64  # of a row, that one sum of squares covers
@@ -425,27 +426,32 @@ def lm_head_topk(
     top_k: int,
     eps: float,
     sums: Tensor | None = None,  # [ceil(H / 64), R], see rms_norm
+    vocab_subset: Tensor | None = None,  # [S] int32, ascending: the draft ids there are
+    noise: Noise | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # ids [N, k] int64, logits [N, k], lse [N]
     """The k largest logits of each sampled row, largest first, and the log-sum-exp of all.
 
     Equal logits: the lower draft id first. A NaN logit counts as -inf. Rows with sample_rows < 0
-    give id -1 and -inf.
+    give id -1 and -inf. With `noise`, where a row's temperature t is above zero, its logits are
+    divided by t, and the order is that of logits + `gumbel`: a sample without replacement of
+    softmax(logits), in the order of the draws. What is returned has no noise in it.
     """
     is_row, rows = sample_rows >= 0, sample_rows.clamp(min=0).long()
     sums = None if sums is None else sums[:, rows]
-    logits = linear(rms_norm(x[rows], norm_weight, eps, sums), weight)
-    logits = widen(logits).masked_fill(logits.isnan() | ~is_row[:, None], float("-inf"))
-    lse = logits.logsumexp(dim=-1)
-    rest, ids, values = logits.clone(), [], []
-    for _ in range(top_k):  # argmax takes the first of equals, which torch.topk does not promise
-        best = rest.argmax(dim=-1, keepdim=True)
-        values.append(logits.gather(1, best))
-        ids.append(best)
-        rest.scatter_(1, best, float("-inf"))
-    best_ids = torch.cat(ids, dim=1)
-    if draft_to_target is not None:
-        best_ids = draft_to_target[best_ids]
-    return best_ids.masked_fill(~is_row[:, None], -1), torch.cat(values, dim=1), lse
+    draft_ids = torch.arange(len(weight), device=x.device)
+    if vocab_subset is not None:
+        draft_ids, weight = vocab_subset.long(), weight[vocab_subset.long()]
+    logits = widen(linear(rms_norm(x[rows], norm_weight, eps, sums), weight))
+    added: Tensor | float = 0.0
+    if noise is not None:
+        t = noise.temperature[:, None]
+        logits = logits / torch.where(t > 0, t, 1.0).to(logits.dtype)
+        added = gumbel(noise.keys[:, None], noise.positions[:, None], draft_ids) * (t > 0)
+    logits = logits.masked_fill(logits.isnan() | ~is_row[:, None], float("-inf"))
+    # Stable, which torch.topk is not: of equals the first.
+    best = (logits + added).sort(dim=-1, descending=True, stable=True).indices[:, :top_k]
+    ids = draft_ids[best] if draft_to_target is None else draft_to_target[draft_ids[best]]
+    return ids.masked_fill(~is_row[:, None], -1), logits.gather(1, best), logits.logsumexp(dim=-1)
 
 
 class LayerCache(NamedTuple):

@@ -16,7 +16,12 @@ Wrong dtypes, shapes or strides raise ValueError (RuntimeError from CUDA impleme
 message that names the argument, what it must be and what it is.
 """
 
-from p_eagle_cuda._registry import implementations, linear_workspace, load_library
+from p_eagle_cuda._registry import (
+    implementations,
+    linear_workspace,
+    lm_head_workspace,
+    load_library,
+)
 from p_eagle_cuda.ops.attention import (
     AttentionBuffers,
     allocate_attention,
@@ -39,6 +44,7 @@ __all__ = [
     "linear_residual",
     "linear_workspace",
     "lm_head_topk",
+    "lm_head_workspace",
     "norm_rows",
     "norm_swiglu",
     "paged_attention",

@@ -5,6 +5,7 @@ from sim.planted import (
     copies,
     gemms,
     linear_layers,
+    lm_head_topk,
     project,
     reductions,
     rows,
@@ -19,6 +20,7 @@ BUGS: tuple[Bug, ...] = (
     *warps_and_launches.BUGS,
     *project.BUGS,
     *linear_layers.BUGS,
+    *lm_head_topk.BUGS,
     *attention.BUGS,
     *rows.BUGS,
 )
