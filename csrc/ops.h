@@ -247,4 +247,49 @@ struct PagedAttentionParams {
 cudaError_t launch_paged_attention(PagedAttentionParams const& params, DType dtype,
                                    CacheType cache_dtype, cudaStream_t stream);
 
+// ---- Rows around a matrix product that is not ours ----------------------------------------------
+// What the linear layers do to rows before and after they multiply them, by itself. Rows may have
+// any width; they move fastest where it is a multiple of 8, and 16 bytes divide the addresses.
+
+// out[r] = x[r], normed where there is a norm; zeros where the row does not exist.
+struct NormRowsParams {
+  LinearInput input{};
+  void* out = nullptr;  // [R, C]  Element
+};
+
+// out[r] = silu(g) * u, where gate_up[r] is g beside u.
+struct GateRowsParams {
+  void const* gate_up = nullptr;      // [R, 2I]  Element
+  int32_t const* num_rows = nullptr;  // [1]      rows from here on are neither read nor written
+  void* out = nullptr;                // [R, I]   Element
+  int max_rows = 0;                   // R
+  int width = 0;                      // I
+};
+
+// What follows the product in qkv_rope_cache, for heads of any even size.
+struct RopeCacheParams {
+  void const* heads = nullptr;         // [R, Nq + 2 Nkv, D]  Element, queries, keys, values
+  void const* q_norm = nullptr;        // [D]         Element; null: none, as k_norm then is
+  void const* k_norm = nullptr;        // [D]         Element
+  float const* rope = nullptr;         // [P, D]      cosines, then sines
+  int64_t const* positions = nullptr;  // [R]         past P the last row of rope is taken
+  int64_t const* slots = nullptr;      // [R]         block * block_size + offset; -1: nowhere
+  int32_t const* num_rows = nullptr;   // [1]         rows from here on are neither read nor written
+  void* q = nullptr;                   // [R, Nq, D]  Element
+  PagedCache k_cache{};
+  PagedCache v_cache{};
+  CacheType cache_type{};
+  int max_rows = 0;      // R
+  int num_heads = 0;     // Nq
+  int num_kv_heads = 0;  // Nkv
+  int head_dim = 0;      // D
+  int block_size = 0;
+  int num_positions = 0;  // P
+  float eps = 0.0f;
+};
+
+cudaError_t launch_norm_rows(NormRowsParams const& params, DType dtype, cudaStream_t stream);
+cudaError_t launch_gate_rows(GateRowsParams const& params, DType dtype, cudaStream_t stream);
+cudaError_t launch_rope_cache(RopeCacheParams const& params, DType dtype, cudaStream_t stream);
+
 }  // namespace p_eagle

@@ -245,11 +245,42 @@ def prepare_inputs(device: str, dtype: torch.dtype) -> Arguments:
     }
 
 
+def gather_taps(device: str, dtype: torch.dtype) -> Arguments:
+    a = project_taps(device, dtype)
+    names = ("taps", "source_row", "num_rows", "input_norm", "fc_norms", "eps")
+    return {name: a[name] for name in names} | {"out": _output(device, dtype, R, 3 * HT)}
+
+
+def norm_rows(device: str, dtype: torch.dtype) -> Arguments:
+    a = norm_swiglu(device, dtype)
+    names = ("x", "norm_weight", "sum_squares", "num_rows", "eps")
+    return {name: a[name] for name in names} | {"out": _output(device, dtype, R, H)}
+
+
+def gate_rows(device: str, dtype: torch.dtype) -> Arguments:
+    return {
+        "gate_up": _rows(device, dtype, 2 * INTER),
+        "num_rows": _count(device),
+        "out": _output(device, dtype, R, INTER),
+    }
+
+
+def rope_cache(device: str, dtype: torch.dtype) -> Arguments:
+    a = qkv_rope_cache(device, dtype)
+    names = (
+        "q_norm", "k_norm", "rope", "positions", "slots", "num_rows", "k_scale", "v_scale", "eps",
+        "q", "k_cache", "v_cache",
+    )  # fmt: skip
+    heads = _rows(device, dtype, (NQ + 2 * NKV) * D)
+    return {"heads": heads} | {name: a[name] for name in names}
+
+
 CASES: dict[str, Callable[[str, torch.dtype], Arguments]] = {
     f.__name__: f
     for f in (
         prepare_inputs, project_taps, embed_norm_concat, qkv_rope_cache, plan_attention,
-        paged_attention, linear_residual, norm_swiglu, lm_head_topk,
+        paged_attention, linear_residual, norm_swiglu, lm_head_topk, gather_taps, norm_rows,
+        gate_rows, rope_cache,
     )
 }  # fmt: skip
 
@@ -266,6 +297,10 @@ OUTPUTS = {
     "linear_residual": ("residual", "sum_squares"),
     "norm_swiglu": ("out",),
     "lm_head_topk": ("ids", "logits", "lse"),
+    "gather_taps": ("out",),
+    "norm_rows": ("out",),
+    "gate_rows": ("out",),
+    "rope_cache": ("q", "k_cache", "v_cache"),
 }  # fmt: skip
 
 # What an op may leave anything in.

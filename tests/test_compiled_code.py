@@ -27,6 +27,9 @@ EXPECTED = {
     "embed_norm_concat_kernel": ["LDG.128", "STG.128"],
     "plan_attention_kernel": ["LDG", "STG"],
     "paged_attention_kernel": ["HMMA.16816.F32", "LDGSTS.BYPASS.128", "LDSM"],
+    "norm_rows_kernel": ["LDG.128", "STG.128"],
+    "gate_rows_kernel": ["LDG.128", "STG.128"],
+    "rope_cache_kernel": ["LDG", "STG"],
     "lm_head_topk_kernel": ["HMMA.16816.F32", "LDGSTS.BYPASS.128", "LDS.128", "STS.128", "LDG.128"],
     "linear_kernel": ["HMMA.16816.F32", "LDGSTS.BYPASS.128", "LDS.128", "STS.128", "LDG.128"],
 }

@@ -24,6 +24,8 @@ LAYERS = [
     "_C",
     "_registry",
     "ops",
+    "linear_table",
+    "linear",
     "drafter",
     "target",
     "sampling",

@@ -32,6 +32,10 @@ DEFINES_SIZES = {
     "linear_residual": {"x", "weight"},
     "norm_swiglu": {"x", "gate_up"},
     "lm_head_topk": {"x", "weight", "ids"},
+    "gather_taps": {"taps", "source_row"},
+    "norm_rows": {"x"},
+    "gate_rows": {"gate_up"},
+    "rope_cache": {"heads", "q", "k_cache"},
 }
 
 # Of these ops all elements of the outputs are written, however many rows exist.
@@ -80,10 +84,7 @@ def run_reference(name: str, a: Arguments) -> dict[str, Tensor]:
             a["rope"], a["positions"][:n], a["k_cache"].shape[1], a["eps"], None, a["mask_heads"],
             a["source_row"][:n],
         )  # fmt: skip
-        k_cache, v_cache = a["k_cache"].clone(), a["v_cache"].clone()
-        reference.write_cache(k, a["slots"][:n], k_cache, a["k_scale"])
-        reference.write_cache(v, a["slots"][:n], v_cache, a["v_scale"])
-        return {"q": q, "k_cache": k_cache, "v_cache": v_cache}
+        return {"q": q, **written_caches(a, k, v)}
     if name == "paged_attention":
         out = reference.paged_attention(
             a["q"][:n], a["k_cache"], a["v_cache"], a["k_scale"], a["v_scale"], a["block_table"],
@@ -98,6 +99,21 @@ def run_reference(name: str, a: Arguments) -> dict[str, Tensor]:
         return {"residual": residual, "sum_squares": reference.sum_squares(residual)}
     if name == "norm_swiglu":
         return {"out": reference.norm_swiglu(a["x"][:n], a["norm_weight"], a["gate_up"], a["eps"])}
+    if name == "gather_taps":
+        out = reference.gather_taps(
+            a["taps"], a["source_row"][:n], a["input_norm"], a["fc_norms"], a["eps"]
+        )
+        return {"out": out}
+    if name == "norm_rows":
+        return {"out": reference.rms_norm(a["x"][:n], a["norm_weight"], a["eps"])}
+    if name == "gate_rows":
+        return {"out": reference.gate_rows(a["gate_up"][:n])}
+    if name == "rope_cache":
+        q, k, v = reference.rope_heads(
+            a["heads"][:n], a["q_norm"], a["k_norm"], a["rope"], a["positions"][:n],
+            a["k_cache"].shape[1], a["eps"],
+        )  # fmt: skip
+        return {"q": q, **written_caches(a, k, v)}
     noise = Noise(a["noise_keys"], a["noise_positions"], a["temperature"])
     ids, logits, lse = reference.lm_head_topk(
         a["x"], a["sample_rows"], a["norm_weight"], a["weight"], a["draft_to_target"],
@@ -117,6 +133,14 @@ def planned(a: Arguments) -> Tensor:
     header = [len(work.segments), work.num_tiles, work.tiles_per_block, 0, 0, 0, 0, 0]
     parts = [torch.tensor(header), segments.flatten(), work.request_segment, work.first_segment]
     return torch.cat([part.int() for part in parts])
+
+
+def written_caches(a: Arguments, k: Tensor, v: Tensor) -> dict[str, Tensor]:
+    """Copies of the caches with the keys and values of the rows that exist."""
+    k_cache, v_cache = a["k_cache"].clone(), a["v_cache"].clone()
+    reference.write_cache(k, a["slots"][: len(k)], k_cache, a["k_scale"])
+    reference.write_cache(v, a["slots"][: len(v)], v_cache, a["v_scale"])
+    return {"k_cache": k_cache, "v_cache": v_cache}
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -141,7 +165,7 @@ def test_matches_reference(name: str, dtype: torch.dtype, device: Device) -> Non
             assert_as_accurate_as_torch(
                 output, actual[present], expected[present], unfused[output][present]
             )
-        elif name == "embed_norm_concat":
+        elif name in ("embed_norm_concat", "gather_taps", "norm_rows", "gate_rows"):
             assert_rounded_once(output, actual, expected)
         elif name == "project_taps":
             real = arguments["source_row"][: len(expected)] >= 0

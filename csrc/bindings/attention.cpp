@@ -4,6 +4,7 @@
 
 #include <optional>
 
+#include "bindings/cache.h"
 #include "bindings/checks.h"
 #include "bindings/device.h"
 #include "bindings/registration.h"

@@ -75,24 +75,18 @@ inline void check_vector_tensor(char const* op, char const* name, Tensor const& 
                   address % 16, " bytes past that");
 }
 
+// Requires rows [R, C] of a working dtype on a device.
+inline void check_rows(char const* op, char const* name, Tensor const& x) {
+  STD_TORCH_CHECK(is_on_device(x), op, ": `", name, "` must be on ", kDevice);
+  STD_TORCH_CHECK(x.dim() == 2, op, ": `", name, "` must be 2-D, got ", shape_of(x));
+}
+
 // The dtype that activations and weights have, which kernels are compiled for.
 inline DType to_dtype(char const* op, ScalarType type) {
   switch (type) {
     case ScalarType::BFloat16: return DType::kBFloat16;
     case ScalarType::Half: return DType::kHalf;
     default: STD_TORCH_CHECK(false, op, ": dtype must be bfloat16 or float16, got ", type);
-  }
-}
-
-// What a cache of keys or values holds.
-inline CacheType to_cache_type(char const* op, ScalarType type, ScalarType working) {
-  switch (type) {
-    case ScalarType::Float8_e4m3fn: return CacheType::kE4M3;
-    case ScalarType::Float8_e5m2: return CacheType::kE5M2;
-    default:
-      STD_TORCH_CHECK(type == working, op, ": `k_cache` must have dtype ", working,
-                      ", float8_e4m3fn or float8_e5m2, got ", type);
-      return CacheType::kElement;
   }
 }
 

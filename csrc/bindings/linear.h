@@ -45,12 +45,6 @@ inline int64_t num_statistics(int64_t columns) {
   return (columns + kStatisticColumns - 1) / kStatisticColumns;
 }
 
-// Requires rows [R, C] on a device; R, C and the dtype are taken from them.
-inline void check_rows(char const* op, char const* name, Tensor const& x) {
-  STD_TORCH_CHECK(is_on_device(x), op, ": `", name, "` must be on ", kDevice);
-  STD_TORCH_CHECK(x.dim() == 2, op, ": `", name, "` must be 2-D, got ", shape_of(x));
-}
-
 // The rows of one tensor, which check_rows has seen, without a count of those that exist.
 inline LinearInput check_input(char const* op, Tensor const& x,
                                std::optional<Tensor> const& norm_weight,

@@ -1,6 +1,6 @@
-// How the attention of a pass is divided among thread blocks, and what lies where in the two tensors
-// that the ops pass along: `work`, the map, and `workspace`, the partial results. Plain C++, for the
-// kernels, their host layer and the Python module alike.
+// How the attention of a pass is divided among thread blocks, and what lies where in the two
+// tensors that the ops pass along: `work`, the map, and `workspace`, the partial results. Plain C++,
+// for the kernels, their host layer and the Python module alike.
 #pragma once
 
 #include <cstdint>
@@ -70,7 +70,7 @@ struct AttentionWorkspaceLayout {
   static constexpr int64_t kPartialsPerBlock = 2;
 
   constexpr int64_t partials() const { return (num_blocks * 4 + 15) / 16 * 16; }  // bytes before
-  // Of a partial result: per row the sum of weighted values, then the maxima and the sums of weights.
+  // Of a partial result: the sums of weighted values, row by row, then maxima, then sums of weights.
   constexpr int64_t partial_floats() const { return kAttentionTileRows * (head_dim + 2); }
   constexpr int64_t bytes() const {
     return partials() + num_blocks * kPartialsPerBlock * partial_floats() * int64_t(sizeof(float));

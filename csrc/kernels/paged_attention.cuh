@@ -1,6 +1,7 @@
 // The kernel of paged_attention. For a row r of request b with heads h of KV head g:
 //
-//   out[r, h] = v_scale * sum_j w_j v[j, g],  w = softmax of softmax_scale * k_scale * q[r, h] k[j, g]
+//   out[r, h] = v_scale * sum_j w_j v[j, g]
+//   w         = softmax over j of softmax_scale * k_scale * q[r, h] . k[j, g]
 //
 // over the keys j that the row sees; `sinks` adds exp(sink[h]) to the softmax's denominator.
 //
@@ -13,12 +14,13 @@
 // in the order of their keys: nobody waits, and no result depends on who is last.
 // Pipeline: pages come by cp.async, kStages tiles of keys and values at a time, the block table's
 // entries a tile ahead of them.
-// Numerics: common/attention_softmax.cuh. Weights are rounded to 16 bits; with an FP8 cache so is q,
-// divided by a power of two per row where it is bfloat16 and float16 might not hold it.
+// Numerics: common/attention_softmax.cuh. Weights are rounded to 16 bits. With an FP8 cache products
+// are in float16; a bfloat16 q is divided by a power of two per row, so that float16 holds it.
 // Safety: pages that do not exist are zeros. The map is trusted to be of the same pass.
 // Traffic: keys and values once per tile of rows, 2 D + 4 floats per row and partial piece.
 #pragma once
 
+#include "common/arrival.cuh"
 #include "kernels/paged_attention_pieces.cuh"
 
 namespace p_eagle {
@@ -31,11 +33,11 @@ template <class Config>
 struct Partials {
   static constexpr int kHeadDim = Config::kHeadDim;
 
-  uint32_t* counters;
+  int32_t* counters;
   float* floats;
 
   CUTLASS_DEVICE explicit Partials(PagedAttentionParams const& params)
-      : counters(static_cast<uint32_t*>(params.workspace)),
+      : counters(static_cast<int32_t*>(params.workspace)),
         floats(reinterpret_cast<float*>(static_cast<char*>(params.workspace) +
                                         layout(params.num_blocks).partials())) {}
 
@@ -227,8 +229,8 @@ CUTLASS_DEVICE void process(PagedAttentionParams const& params, AttentionShared&
   // Warps with the same rows are `row_warps` apart.
   int const row_warps = piece.packed_rows > 64 ? 8 : piece.packed_rows > 32 ? 4 : 2;
   int const key_warp = warp / row_warps;
-  // Of two blocks on an SM one takes them in reverse, so that where the rows are few for 8 warps the
-  // others are not of the same scheduler.
+  // Of two blocks on an SM one takes them in reverse: with 5 tiles of rows for 8 warps both would
+  // otherwise give one scheduler twice the work of the others.
   bool const in_reverse = Config::kBlocksPerSm > 1 && blockIdx.x >= gridDim.x / 2;
   int const place = warp % row_warps;
   int const first_row = (in_reverse ? row_warps - 1 - place : place) * 16;
@@ -281,19 +283,13 @@ CUTLASS_DEVICE void process(PagedAttentionParams const& params, AttentionShared&
 
   // Whoever arrives last merges.
   __syncthreads();  // the partial result is written
-  uint32_t* const counter = partials.counters + piece.first_block;
   if (thread == 0) {
-    __threadfence();  // release
-    uint32_t const expected = piece.last_block - piece.first_block;
-    shared.is_last = atomicAdd(counter, 1u) == expected;
-    __threadfence();  // acquire
+    int const num_arrivals = piece.last_block - piece.first_block + 1;
+    shared.is_last = arrives_last(partials.counters + piece.first_block, num_arrivals);
   }
   __syncthreads();  // is_last is known
   if (shared.is_last) {
     merge_partials<Config>(params, piece, partials, thread);
-    if (thread == 0) {
-      *counter = 0;
-    }
   }
 }
 

@@ -1,5 +1,5 @@
-// The parts of the kernel of paged_attention: what is known at compile time, the pieces of work, the
-// copies of keys and values to shared memory, and the queries of a warp.
+// The parts of the kernel of paged_attention: what is known at compile time, the pieces of work,
+// the copies of keys and values to shared memory, and the queries of a warp.
 #pragma once
 
 #include <cutlass/numeric_types.h>
@@ -138,7 +138,7 @@ struct AttentionPieces {
 
 // ---- Loading keys and values --------------------------------------------------------------------
 
-// The cache blocks of a piece's next tiles. A tile has at most 4, since a block has at least 16 keys.
+// The cache blocks of a piece's next tiles. A tile has at most 4: a block has 16 keys or more.
 struct PageWindow {
   static constexpr int kKeysPerPage = 16;  // of the smallest blocks
   static constexpr int kPages = kAttentionTileKeys / kKeysPerPage;

@@ -1,32 +1,11 @@
 // The epilogue that makes queries, keys and values of the product and stores them.
 #pragma once
 
-#include <cutlass/float8.h>
-
+#include "common/heads.cuh"
 #include "linear/epilogue.cuh"
 #include "ops.h"
 
 namespace p_eagle {
-
-CUTLASS_DEVICE float2 rotated(float2 x, float cosine, float sine) {
-  return {x.x * cosine - x.y * sine, x.y * cosine + x.x * sine};
-}
-
-template <class Element>
-CUTLASS_DEVICE void store_to_cache(PagedCache const& cache, CacheType type, int64_t index,
-                                   float value) {
-  switch (type) {
-    case CacheType::kElement: static_cast<Element*>(cache.data)[index] = Element(value); return;
-    case CacheType::kE4M3:
-      static_cast<cutlass::float_e4m3_t*>(cache.data)[index] =
-          cutlass::float_e4m3_t(value / *cache.scale);
-      return;
-    case CacheType::kE5M2:
-      static_cast<cutlass::float_e5m2_t*>(cache.data)[index] =
-          cutlass::float_e5m2_t(value / *cache.scale);
-      return;
-  }
-}
 
 template <class Element, int kHeadDim>
 struct StoreHeads {
@@ -87,8 +66,7 @@ struct StoreHeads {
         values = {values.x * rstd * norm_weight.x, values.y * rstd * norm_weight.y};
       }
       if (is_query || is_key) {
-        int64_t const last = params.num_positions - 1;
-        int64_t const position = params.positions[row] < last ? params.positions[row] : last;
+        int64_t const position = rope_row(params.positions[row], params.num_positions);
         float const* const angles = params.rope + position * kHeadDim + index;
         values = rotated(values, angles[0], angles[kHalf]);
       }
@@ -105,9 +83,7 @@ struct StoreHeads {
       }
       PagedCache const& cache = is_key ? params.k_cache : params.v_cache;
       int const head = tile - params.num_heads - (is_key ? 0 : params.num_kv_heads);
-      int64_t const place = slot / params.block_size * cache.block_stride +
-                            head * cache.head_stride +
-                            slot % params.block_size * cache.slot_stride + index;
+      int64_t const place = cache_place(cache, slot, params.block_size, head) + index;
       store_to_cache<Element>(cache, params.cache_type, place, values.x);
       store_to_cache<Element>(cache, params.cache_type, place + kHalf, values.y);
     });

@@ -12,6 +12,8 @@ from torch import Tensor
 from p_eagle_cuda import ops
 from p_eagle_cuda.config import DrafterConfig
 from p_eagle_cuda.kv_cache import allocate_cache
+from p_eagle_cuda.linear import LinearChoice, LinearLayers
+from p_eagle_cuda.linear_table import LinearTable
 from p_eagle_cuda.reference import STATISTIC_COLUMNS, LayerCache, PreparedInputs
 from p_eagle_cuda.weights import DrafterWeights, load_drafter_weights
 
@@ -43,6 +45,7 @@ class Drafter:
         max_requests: int,
         max_target_rows: int,
         top_k: int = 1,
+        linear: str | LinearTable = "auto",
     ) -> None:
         """Allocate the buffers of a drafter.
 
@@ -57,8 +60,12 @@ class Drafter:
             max_target_rows: Most target rows T in one pass: K + 1 a request when decoding, more
                 when prompts are read.
             top_k: Candidates returned per position, 1 to 16.
+            linear: Backend of the linear layers: "fused" kernels, which are made for up to 32
+                rows; "torch", which is cuBLAS on CUDA; "auto" for what the package's table says;
+                or another such table. See `linear_backends`.
 
         Raises:
+            BackendError: `linear` is no backend, or one that cannot run these weights.
             ValueError: A size is out of range, or the caches do not fit the configuration.
         """
         K, dtype, device = num_speculative_tokens, weights.fc.dtype, weights.fc.device
@@ -99,6 +106,7 @@ class Drafter:
         self._activated = new(R, config.intermediate_size)
         self._sum_squares = new(-(-H // STATISTIC_COLUMNS) * R, dtype=wide)
         self._workspace = ops.linear_workspace(device)
+        self._linear = LinearLayers(weights, config.num_taps, R, self._workspace, linear)
         self._head_workspace = ops.lm_head_workspace(device, N, top_k)
         self._ids = new(N, top_k, dtype=torch.int64)
         self._logits, self._lse = new(N, top_k, dtype=wide), new(N, dtype=wide)
@@ -120,6 +128,7 @@ class Drafter:
         k_scale: float = 1.0,
         v_scale: float = 1.0,
         max_position: int | None = None,
+        linear: str | LinearTable = "auto",
         target_embedding: Tensor | None = None,
         target_lm_head: Tensor | None = None,
         progress: bool = True,
@@ -141,6 +150,7 @@ class Drafter:
             k_scale: Scale of FP8 keys.
             v_scale: Scale of FP8 values.
             max_position: First position that is out of bounds; the config's if None.
+            linear: Backend of the linear layers, as for the constructor.
             target_embedding: ``[V, H]`` for checkpoints that share the target's table.
             target_lm_head: ``[V, H]`` for checkpoints that share the target's head.
             progress: Show a progress bar for a large checkpoint.
@@ -148,6 +158,7 @@ class Drafter:
         Raises:
             ConfigError: The configuration is missing, malformed or not supported.
             CheckpointError: The tensors are not those that the configuration calls for.
+            BackendError: `linear` is no backend, or one that cannot run these weights.
             ValueError: A size is out of range.
         """
         config = DrafterConfig.from_pretrained(path)
@@ -161,8 +172,12 @@ class Drafter:
         )  # fmt: skip
         return cls(
             config, weights, caches, num_speculative_tokens=num_speculative_tokens,
-            max_requests=max_requests, max_target_rows=max_target_rows, top_k=top_k,
+            max_requests=max_requests, max_target_rows=max_target_rows, top_k=top_k, linear=linear,
         )  # fmt: skip
+
+    def linear_backends(self) -> tuple[LinearChoice, ...]:
+        """Which backend runs each linear layer at how many rows, and why; a line each as str."""
+        return self._linear.choices
 
     def propose(
         self,
@@ -212,9 +227,10 @@ class Drafter:
             K, config.mask_token_id, self.block_size, len(w.rope), out=self._slice(B, R),
         )  # fmt: skip
         num_rows = inputs.row_start[B:]
-        hidden = ops.project_taps(
+        linear = self._linear.for_rows(R)
+        hidden = linear.project_taps(
             taps, inputs.source_row, num_rows, w.fc, w.input_norm, w.fc_norms, eps,
-            out=self._hidden[:R], workspace=self._workspace,
+            out=self._hidden[:R],
         )  # fmt: skip
         Nq, Nkv, D = config.num_heads, config.num_kv_heads, config.head_dim
         work = ops.plan_attention(
@@ -229,15 +245,15 @@ class Drafter:
             first.input_norm, first.hidden_norm, eps, config.norm_before_residual,
             out=self._concat[:R], residual=self._residual[:R],
         )  # fmt: skip
-        # What `residual` last became: each layer that adds to it leaves them for the next norm.
-        sums = self._sum_squares[: -(-config.hidden_size // STATISTIC_COLUMNS) * R].view(-1, R)
+        # Of what `residual` last became: who adds to it leaves them for the next norm, or None.
+        sums_buffer = self._sum_squares[: -(-config.hidden_size // STATISTIC_COLUMNS) * R]
+        sums_buffer, sums = sums_buffer.view(-1, R), None
         for i, (layer, cache) in enumerate(zip(w.layers, self.caches, strict=True)):
-            q = ops.qkv_rope_cache(
+            q = linear.qkv_rope_cache(
                 x if i == 0 else residual, None if i == 0 else layer.input_norm, layer.qkv,
                 layer.qkv_bias, layer.q_norm, layer.k_norm, w.rope, inputs.positions, inputs.slots,
                 num_rows, cache.k_scale, cache.v_scale, eps, cache.k, cache.v, q=self._q[:R],
-                sum_squares=None if i == 0 else sums, workspace=self._workspace,
-                mask_heads=w.mask_heads if i == 0 else None,
+                sum_squares=None if i == 0 else sums, mask_heads=w.mask_heads if i == 0 else None,
                 source_row=inputs.source_row if i == 0 else None,
             )  # fmt: skip
             attended = ops.paged_attention(
@@ -245,16 +261,15 @@ class Drafter:
                 inputs.seq_lens, inputs.positions, softmax_scale=D**-0.5, work=work,
                 workspace=self._attention.workspace, out=self._attended[:R],
             )  # fmt: skip
-            ops.linear_residual(
-                attended, layer.o, layer.o_bias, num_rows, residual, sums,
-                workspace=self._workspace,
-            )  # fmt: skip
-            activated = ops.norm_swiglu(
+            sums = linear.linear_residual(
+                attended, layer.o, layer.o_bias, num_rows, residual, sums_buffer
+            )
+            activated = linear.norm_swiglu(
                 residual, layer.post_norm, layer.gate_up, num_rows, eps, out=self._activated[:R],
-                sum_squares=sums, workspace=self._workspace,
+                sum_squares=sums,
             )  # fmt: skip
-            ops.linear_residual(
-                activated, layer.down, None, num_rows, residual, sums, workspace=self._workspace
+            sums = linear.linear_residual(
+                activated, layer.down, None, num_rows, residual, sums_buffer
             )
         ids, logits, lse = ops.lm_head_topk(
             residual, inputs.sample_rows, w.norm, w.lm_head, w.draft_to_target, self.top_k, eps,

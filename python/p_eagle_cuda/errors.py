@@ -13,5 +13,9 @@ class CheckpointError(PEagleError):
     """A checkpoint that is missing, damaged, or made for something else."""
 
 
+class BackendError(PEagleError):
+    """A backend that there is not, or that cannot run a checkpoint's layers."""
+
+
 class PromptError(PEagleError):
     """A prompt that is empty, unreadable, or too long."""

@@ -129,6 +129,26 @@ def dequantize(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tens
     return (weight.to(wide) * scale.to(wide)[:, None]).to(dtype)
 
 
+def gather_taps(
+    taps: Sequence[Tensor],  # n of [T, Ht]
+    source_row: Tensor,  # [R] int32
+    input_norm: Tensor | None,  # [n * Ht]
+    fc_norms: Tensor | None,  # [n, Ht]; at most one of the two
+    eps: float,
+) -> Tensor:  # [R, n * Ht], zero for mask rows
+    """The target's hidden states of each row side by side, normed where the drafter does so."""
+    is_real = source_row >= 0
+    rows = [tap[source_row[is_real].long()] for tap in taps]
+    if fc_norms is not None:
+        rows = [rms_norm(x, w, eps) for x, w in zip(rows, fc_norms, strict=True)]
+    x = torch.cat(rows, dim=-1)
+    if input_norm is not None:
+        x = rms_norm(x, input_norm, eps)
+    gathered = x.new_zeros(source_row.numel(), x.shape[1])
+    gathered[is_real] = x
+    return gathered
+
+
 def project_taps(
     taps: Sequence[Tensor],  # n of [T, Ht]
     source_row: Tensor,  # [R] int32
@@ -139,12 +159,7 @@ def project_taps(
 ) -> Tensor:  # [R, H], zero for mask rows
     """The drafter's view of the target's hidden states: fc of the concatenated taps."""
     is_real = source_row >= 0
-    rows = [tap[source_row[is_real].long()] for tap in taps]
-    if fc_norms is not None:
-        rows = [rms_norm(x, w, eps) for x, w in zip(rows, fc_norms, strict=True)]
-    x = torch.cat(rows, dim=-1)
-    if input_norm is not None:
-        x = rms_norm(x, input_norm, eps)
+    x = gather_taps(taps, source_row[is_real], input_norm, fc_norms, eps)
     hidden = x.new_zeros(source_row.numel(), weight.shape[0])
     hidden[is_real] = linear(x, weight)
     return hidden
@@ -201,7 +216,20 @@ def qkv_rope(
     product = linear(x, weight, bias)
     if mask_heads is not None and source_row is not None:
         product = torch.where((source_row < 0)[:, None], mask_heads.to(x.dtype), product)
-    heads = product.unflatten(-1, (-1, rope.shape[-1]))
+    return rope_heads(product, q_norm, k_norm, rope, positions, num_kv_heads, eps)
+
+
+def rope_heads(
+    heads: Tensor,  # [R, (Nq + 2 Nkv) * D]
+    q_norm: Tensor | None,  # [D]
+    k_norm: Tensor | None,  # [D]
+    rope: Tensor,  # [P, D] float32
+    positions: Tensor,  # [R] int64
+    num_kv_heads: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # q [R, Nq, D], k and v [R, Nkv, D]
+    """The heads of each row apart, normed where the model does so, queries and keys rotated."""
+    heads = heads.unflatten(-1, (-1, rope.shape[-1]))
     num_heads = heads.shape[1] - 2 * num_kv_heads
     q, k, v = heads.split([num_heads, num_kv_heads, num_kv_heads], dim=1)
     if q_norm is not None and k_norm is not None:
@@ -380,8 +408,13 @@ def norm_swiglu(
     x: Tensor, norm_weight: Tensor, gate_up: Tensor, eps: float, sums: Tensor | None = None
 ) -> Tensor:
     """``silu(gate) * up`` of the normed x; gate_up [2I, H] holds the gate rows, then the up."""
-    gate, up = linear(rms_norm(x, norm_weight, eps, sums), gate_up).chunk(2, dim=-1)
-    return (silu(widen(gate)) * widen(up)).to(x.dtype)
+    return gate_rows(linear(rms_norm(x, norm_weight, eps, sums), gate_up))
+
+
+def gate_rows(gate_up: Tensor) -> Tensor:
+    """``silu(gate) * up``; a row of gate_up [R, 2I] holds the gate, then the up projection."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return (silu(widen(gate)) * widen(up)).to(gate_up.dtype)
 
 
 def lm_head_topk(

@@ -154,7 +154,7 @@ _PLANNER = (
     "common/scan.cuh", "common/attention_work.cuh",
 )  # fmt: skip
 _ATTENTION = (
-    *_PLANNER, "common/attention_tiles.cuh", "common/attention_softmax.cuh",
+    *_PLANNER, "common/arrival.cuh", "common/attention_tiles.cuh", "common/attention_softmax.cuh",
     "kernels/paged_attention_pieces.cuh", "kernels/paged_attention.cuh",
 )  # fmt: skip
 

@@ -157,12 +157,19 @@ def expected(name: str, a: Arguments) -> dict[str, Tensor]:
 
 
 def copy(arguments: Arguments) -> Arguments:
-    """With the same strides."""
+    """With the same strides and alignment; tensors that share memory still do."""
+    storages: dict[int, torch.UntypedStorage] = {}
 
     def of(x: Any) -> Any:
         if isinstance(x, list):
-            return [t.clone() for t in x]
-        return x.clone() if isinstance(x, Tensor) else x
+            return [of(t) for t in x]
+        if not isinstance(x, Tensor):
+            return x
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in storages:
+            storages[storage.data_ptr()] = storage.clone()
+        copied = storages[storage.data_ptr()]
+        return x.new_empty(0).set_(copied, x.storage_offset(), x.shape, x.stride())
 
     return {name: of(x) for name, x in arguments.items()}
 
@@ -175,7 +182,7 @@ def assert_right(name: str, before: Arguments, after: Arguments) -> None:
     if name == "qkv_rope_cache":
         assert_as_accurate_as_torch("q", after["q"][:n], exact["q"], unfused["q"])
         for part in "kv":
-            _assert_cache_right(part, before, after, exact[part], unfused[part])
+            assert_cache_right(part, before, after, exact[part], unfused[part])
     elif name == "project_taps":
         real = before["source_row"][:n] >= 0
         assert_as_accurate_as_torch(
@@ -195,7 +202,7 @@ def assert_right(name: str, before: Arguments, after: Arguments) -> None:
     assert not after["workspace"][:4096].any(), "left counters behind"
 
 
-def _assert_cache_right(
+def assert_cache_right(
     part: str, before: Arguments, after: Arguments, exact: Tensor, unfused: Tensor
 ) -> None:
     n, cache, scale = int(before["num_rows"]), after[f"{part}_cache"], before[f"{part}_scale"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sim import attention_kernels, head_sample, linear_sample, project_kernels
+from sim import attention_kernels, head_sample, linear_sample, project_kernels, rows_sample
 from sim.sample import BF16_ERROR, CSRC, FLOAT_ERROR, FOLDER, Run, Sample, randn, source
 
 
@@ -150,5 +150,6 @@ SAMPLES: dict[str, Sample] = {
     **project_kernels.SAMPLES,
     **linear_sample.SAMPLES,
     **attention_kernels.SAMPLES,
+    **rows_sample.SAMPLES,
     **head_sample.SAMPLES,
 }

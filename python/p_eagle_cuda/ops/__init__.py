@@ -32,22 +32,27 @@ from p_eagle_cuda.ops.attention import (
 from p_eagle_cuda.ops.head import lm_head_topk
 from p_eagle_cuda.ops.inputs import embed_norm_concat, prepare_inputs, project_taps
 from p_eagle_cuda.ops.layers import linear_residual, norm_swiglu, qkv_rope_cache
+from p_eagle_cuda.ops.rows import gate_rows, gather_taps, norm_rows, rope_cache
 
 __all__ = [
     "AttentionBuffers",
     "allocate_attention",
     "embed_norm_concat",
+    "gate_rows",
+    "gather_taps",
     "implementations",
     "linear_residual",
     "linear_workspace",
     "lm_head_topk",
     "lm_head_workspace",
+    "norm_rows",
     "norm_swiglu",
     "paged_attention",
     "plan_attention",
     "prepare_inputs",
     "project_taps",
     "qkv_rope_cache",
+    "rope_cache",
     "slice_work",
 ]
 

@@ -8,6 +8,7 @@ from sim.planted import (
     lm_head_topk,
     project,
     reductions,
+    rows,
     warps_and_launches,
 )
 from sim.planted.bug import LAUNCH_ERROR, WRONG_RESULT, Bug
@@ -21,6 +22,7 @@ BUGS: tuple[Bug, ...] = (
     *linear_layers.BUGS,
     *lm_head_topk.BUGS,
     *attention.BUGS,
+    *rows.BUGS,
 )
 
 __all__ = ["BUGS", "LAUNCH_ERROR", "WRONG_RESULT", "Bug"]

@@ -7,6 +7,7 @@ from functools import partial
 from sim.planted.bug import WRONG_RESULT, Bug
 
 _kernel = partial(Bug, "paged_attention", file="paged_attention.cuh")
+_arrival = partial(Bug, "paged_attention", file="arrival.cuh")
 _pieces = partial(Bug, "paged_attention", file="paged_attention_pieces.cuh")
 _softmax = partial(Bug, "paged_attention", file="attention_softmax.cuh")
 _tiles = partial(Bug, "paged_attention", file="attention_tiles.cuh")
@@ -63,8 +64,17 @@ _SYNCHRONISATION = (
         "__syncthreads();  // the partial result is written",
         finds="race",
     ),
-    _kernel("arrival without a fence", "__threadfence();  // release", finds="race"),
-    _kernel("merge without a fence", "__threadfence();  // acquire", finds="race"),
+    _arrival(
+        "arrival without a fence",
+        "  fence_device();  // what the CTA has stored comes before its arrival\n",
+        finds="race",
+    ),
+    _arrival(
+        "merge without a fence",
+        "  fence_device();  // what the others have stored before theirs comes before what is read "
+        "now\n",
+        finds="race",
+    ),
     _kernel(
         "who is last read without a barrier", "__syncthreads();  // is_last is known", finds="race"
     ),
@@ -80,11 +90,13 @@ _SYNCHRONISATION = (
         "first piece read without a barrier", "__syncthreads();  // the first piece is known",
         finds="race",
     ),
-    _kernel("counter not reset", "    *counter = 0;\n", "    ;\n", finds=WRONG_RESULT),
+    _arrival(
+        "counter not reset", "    *counter = 0;  // for the next kernel\n", finds=WRONG_RESULT
+    ),
     _kernel(
         "merge by the last but one",
+        "piece.last_block - piece.first_block + 1;",
         "piece.last_block - piece.first_block;",
-        "piece.last_block - piece.first_block - 1;",
         finds="race",
     ),
     _kernel(

@@ -1,0 +1,492 @@
+"""The linear layers of a drafter, on two backends, and which of them runs at how many rows.
+
+`FusedLinear` calls the fused ops, which stream every weight once for up to 32 rows. `TorchLinear`
+leaves the product to torch, that is, cuBLAS, with row kernels around it: for many rows, for sizes
+that the fused kernels refuse, and as what they are measured against. `LinearLayers` has both, and
+chooses for each op by the table of `p_eagle_cuda.linear_table`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from p_eagle_cuda import ops
+from p_eagle_cuda._registry import check_tensor
+from p_eagle_cuda.errors import BackendError
+from p_eagle_cuda.linear_table import LINEAR_OPS, LinearTable
+from p_eagle_cuda.ops.layers import CUDA_HEAD_DIMS
+from p_eagle_cuda.reference import STATISTIC_COLUMNS
+from p_eagle_cuda.weights import DrafterWeights
+
+FP8_NEEDS_FUSED = "fp8 weights need the fused kernels, at most 32 rows at a time"
+
+
+class LinearBackend(Protocol):
+    """The linear layers; arguments are those of the ops that have the same names.
+
+    Rows past `num_rows` of what a method writes may hold anything afterwards, but for caches.
+    """
+
+    def project_taps(
+        self,
+        taps: Sequence[Tensor],
+        source_row: Tensor,
+        num_rows: Tensor,
+        weight: Tensor,
+        input_norm: Tensor | None,
+        fc_norms: Tensor | None,
+        eps: float,
+        out: Tensor,
+        *,
+        weight_scale: Tensor | None = None,
+    ) -> Tensor:
+        """`ops.project_taps`; returns `out`."""
+
+    def qkv_rope_cache(
+        self,
+        x: Tensor,
+        norm_weight: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        q_norm: Tensor | None,
+        k_norm: Tensor | None,
+        rope: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        num_rows: Tensor,
+        k_scale: Tensor,
+        v_scale: Tensor,
+        eps: float,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        q: Tensor,
+        *,
+        sum_squares: Tensor | None = None,
+        weight_scale: Tensor | None = None,
+        mask_heads: Tensor | None = None,
+        source_row: Tensor | None = None,
+    ) -> Tensor:
+        """`ops.qkv_rope_cache`; returns `q`."""
+
+    def linear_residual(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        num_rows: Tensor,
+        residual: Tensor,
+        sum_squares: Tensor,
+        *,
+        weight_scale: Tensor | None = None,
+    ) -> Tensor | None:
+        """`ops.linear_residual`; returns `sum_squares` if it has written them, None if not."""
+
+    def norm_swiglu(
+        self,
+        x: Tensor,
+        norm_weight: Tensor,
+        gate_up: Tensor,
+        num_rows: Tensor,
+        eps: float,
+        out: Tensor,
+        *,
+        sum_squares: Tensor | None = None,
+        gate_up_scale: Tensor | None = None,
+    ) -> Tensor:
+        """`ops.norm_swiglu`; returns `out`."""
+
+
+class FusedLinear:
+    """The fused ops, which take turns with one workspace."""
+
+    def __init__(self, workspace: Tensor) -> None:
+        """Take the `workspace`, from `ops.linear_workspace`."""
+        self.workspace = workspace
+
+    def project_taps(
+        self,
+        taps: Sequence[Tensor],
+        source_row: Tensor,
+        num_rows: Tensor,
+        weight: Tensor,
+        input_norm: Tensor | None,
+        fc_norms: Tensor | None,
+        eps: float,
+        out: Tensor,
+        *,
+        weight_scale: Tensor | None = None,
+    ) -> Tensor:
+        """See `LinearBackend`."""
+        return ops.project_taps(
+            taps, source_row, num_rows, weight, input_norm, fc_norms, eps, out,
+            weight_scale=weight_scale, workspace=self.workspace,
+        )  # fmt: skip
+
+    def qkv_rope_cache(
+        self,
+        x: Tensor,
+        norm_weight: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        q_norm: Tensor | None,
+        k_norm: Tensor | None,
+        rope: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        num_rows: Tensor,
+        k_scale: Tensor,
+        v_scale: Tensor,
+        eps: float,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        q: Tensor,
+        *,
+        sum_squares: Tensor | None = None,
+        weight_scale: Tensor | None = None,
+        mask_heads: Tensor | None = None,
+        source_row: Tensor | None = None,
+    ) -> Tensor:
+        """See `LinearBackend`."""
+        return ops.qkv_rope_cache(
+            x, norm_weight, weight, bias, q_norm, k_norm, rope, positions, slots, num_rows,
+            k_scale, v_scale, eps, k_cache, v_cache, q, sum_squares=sum_squares,
+            weight_scale=weight_scale, mask_heads=mask_heads, source_row=source_row,
+            workspace=self.workspace,
+        )  # fmt: skip
+
+    def linear_residual(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        num_rows: Tensor,
+        residual: Tensor,
+        sum_squares: Tensor,
+        *,
+        weight_scale: Tensor | None = None,
+    ) -> Tensor | None:
+        """See `LinearBackend`."""
+        _, sums = ops.linear_residual(
+            x, weight, bias, num_rows, residual, sum_squares, weight_scale=weight_scale,
+            workspace=self.workspace,
+        )  # fmt: skip
+        return sums
+
+    def norm_swiglu(
+        self,
+        x: Tensor,
+        norm_weight: Tensor,
+        gate_up: Tensor,
+        num_rows: Tensor,
+        eps: float,
+        out: Tensor,
+        *,
+        sum_squares: Tensor | None = None,
+        gate_up_scale: Tensor | None = None,
+    ) -> Tensor:
+        """See `LinearBackend`."""
+        return ops.norm_swiglu(
+            x, norm_weight, gate_up, num_rows, eps, out, sum_squares=sum_squares,
+            gate_up_scale=gate_up_scale, workspace=self.workspace,
+        )  # fmt: skip
+
+
+class TorchLinear:
+    """Products by torch, into buffers that are made once, with row kernels before and after.
+
+    The products are of all R rows, because the host does not know how many exist. Numerics: what is
+    between a product and its row kernel is rounded to the working dtype, as in the reference.
+    """
+
+    def __init__(self, weights: DrafterWeights, max_rows: int) -> None:
+        """Make the buffers for passes of up to `max_rows` rows of a drafter."""
+        hidden, gathered = weights.fc.shape
+        products = [w.shape[0] for layer in weights.layers for w in (layer.qkv, layer.gate_up)]
+        # Zeros, so that rows that were never written are not read as NaN, which some CPUs and
+        # people stumble over. What they become reaches no row that exists.
+        self._normed = weights.norm.new_zeros(max_rows * max(hidden, gathered))
+        self._product = weights.norm.new_zeros(max_rows * max(products))
+
+    def project_taps(
+        self,
+        taps: Sequence[Tensor],
+        source_row: Tensor,
+        num_rows: Tensor,
+        weight: Tensor,
+        input_norm: Tensor | None,
+        fc_norms: Tensor | None,
+        eps: float,
+        out: Tensor,
+        *,
+        weight_scale: Tensor | None = None,
+    ) -> Tensor:
+        """See `LinearBackend`."""
+        _refuse_fp8("project_taps", weight_scale)
+        columns = sum(tap.shape[-1] for tap in taps)
+        check_tensor("project_taps", "weight", weight, out.dtype, out.shape[-1], columns)
+        x = _rows(self._normed, source_row.numel(), columns)
+        ops.gather_taps(taps, source_row, num_rows, input_norm, fc_norms, eps, x)
+        return torch.mm(x, weight.T, out=out)
+
+    def qkv_rope_cache(
+        self,
+        x: Tensor,
+        norm_weight: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        q_norm: Tensor | None,
+        k_norm: Tensor | None,
+        rope: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        num_rows: Tensor,
+        k_scale: Tensor,
+        v_scale: Tensor,
+        eps: float,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        q: Tensor,
+        *,
+        sum_squares: Tensor | None = None,
+        weight_scale: Tensor | None = None,
+        mask_heads: Tensor | None = None,
+        source_row: Tensor | None = None,
+    ) -> Tensor:
+        """See `LinearBackend`."""
+        del mask_heads, source_row  # the product is of all rows, mask rows among them
+        _refuse_fp8("qkv_rope_cache", weight_scale)
+        width = (q.shape[1] + 2 * k_cache.shape[1]) * q.shape[2]
+        check_tensor("qkv_rope_cache", "weight", weight, x.dtype, width, x.shape[-1])
+        if norm_weight is not None:
+            x = self._norm(x, norm_weight, num_rows, eps, sum_squares)
+        heads = _rows(self._product, len(x), width)
+        if bias is None:
+            torch.mm(x, weight.T, out=heads)
+        else:
+            torch.addmm(bias, x, weight.T, out=heads)
+        return ops.rope_cache(
+            heads, q_norm, k_norm, rope, positions, slots, num_rows, k_scale, v_scale, eps,
+            k_cache, v_cache, q,
+        )  # fmt: skip
+
+    def linear_residual(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        num_rows: Tensor,
+        residual: Tensor,
+        sum_squares: Tensor,
+        *,
+        weight_scale: Tensor | None = None,
+    ) -> Tensor | None:
+        """See `LinearBackend`."""
+        del num_rows, sum_squares  # the norm that follows takes its sums from the rows
+        _refuse_fp8("linear_residual", weight_scale)
+        check_tensor("linear_residual", "weight", weight, x.dtype, residual.shape[-1], x.shape[-1])
+        if bias is not None:
+            residual.add_(bias)
+        residual.addmm_(x, weight.T)
+        return None
+
+    def norm_swiglu(
+        self,
+        x: Tensor,
+        norm_weight: Tensor,
+        gate_up: Tensor,
+        num_rows: Tensor,
+        eps: float,
+        out: Tensor,
+        *,
+        sum_squares: Tensor | None = None,
+        gate_up_scale: Tensor | None = None,
+    ) -> Tensor:
+        """See `LinearBackend`."""
+        _refuse_fp8("norm_swiglu", gate_up_scale)
+        check_tensor("norm_swiglu", "gate_up", gate_up, x.dtype, 2 * out.shape[-1], x.shape[-1])
+        normed = self._norm(x, norm_weight, num_rows, eps, sum_squares)
+        product = _rows(self._product, len(x), gate_up.shape[0])
+        torch.mm(normed, gate_up.T, out=product)
+        return ops.gate_rows(product, num_rows, out)
+
+    def _norm(
+        self,
+        x: Tensor,
+        norm_weight: Tensor,
+        num_rows: Tensor,
+        eps: float,
+        sum_squares: Tensor | None,
+    ) -> Tensor:
+        out = _rows(self._normed, *x.shape)
+        return ops.norm_rows(x, norm_weight, num_rows, eps, out, sum_squares=sum_squares)
+
+
+@dataclass(frozen=True)
+class LinearChoice:
+    """Which backend runs an op."""
+
+    op: str
+    fused_rows: int | None  # the most rows that the fused kernel gets; None: any number
+    reason: str
+
+    def __str__(self) -> str:
+        if self.fused_rows is None:
+            backend = "fused"
+        elif self.fused_rows == 0:
+            backend = "torch"
+        else:
+            backend = f"fused up to {self.fused_rows} rows, torch above"
+        return f"{self.op}: {backend} ({self.reason})"
+
+
+class LinearPass:
+    """The linear layers of a pass, each method of the backend that runs it."""
+
+    def __init__(
+        self,
+        project_taps: LinearBackend,
+        qkv_rope_cache: LinearBackend,
+        linear_residual: LinearBackend,
+        norm_swiglu: LinearBackend,
+    ) -> None:
+        """Take each method from the backend of its name."""
+        self.project_taps = project_taps.project_taps
+        self.qkv_rope_cache = qkv_rope_cache.qkv_rope_cache
+        self.linear_residual = linear_residual.linear_residual
+        self.norm_swiglu = norm_swiglu.norm_swiglu
+
+
+class LinearLayers:
+    """The linear layers of a drafter, on the backend that a table says for a number of rows."""
+
+    def __init__(
+        self,
+        weights: DrafterWeights,
+        num_taps: int,
+        max_rows: int,
+        workspace: Tensor,
+        backend: str | LinearTable = "auto",
+        architecture: str | None = None,
+    ) -> None:
+        """Choose a backend for each op, and make the buffers that it needs.
+
+        Args:
+            weights: The drafter's.
+            num_taps: n, tapped layers of the target.
+            max_rows: Most rows of a pass.
+            workspace: Of the stream, from `ops.linear_workspace`.
+            backend: "fused" or "torch" for all ops and rows; "auto" for the table that comes with
+                the package; or a table. With a table, what the fused kernels refuse runs on torch,
+                and FP8 weights run fused.
+            architecture: Of the device, such as "sm_90" or "cpu"; that of the weights if None.
+
+        Raises:
+            BackendError: There is no such backend, or it cannot run these weights.
+        """
+        if isinstance(backend, str) and backend not in ("auto", "fused", "torch"):
+            raise BackendError(
+                f'linear must be "auto", "fused", "torch" or a LinearTable, got {backend!r}'
+            )
+        architecture = architecture or architecture_of(weights.fc.device)
+        table = LinearTable.read() if backend == "auto" else backend
+        layers = _weights_by_op(weights)
+        refusals = fused_refusals(weights, num_taps) if architecture != "cpu" else {}
+        self.choices = tuple(
+            _choose(op, table, architecture, layers[op][0], refusals.get(op)) for op in LINEAR_OPS
+        )
+        self._fused_rows = {choice.op: choice.fused_rows for choice in self.choices}
+        self._fused = FusedLinear(workspace)
+        needs_torch = any(
+            rows is not None and rows < max_rows for rows in self._fused_rows.values()
+        )
+        self._torch = TorchLinear(weights, max_rows) if needs_torch else None
+
+    def for_rows(self, num_rows: int) -> LinearPass:
+        """The layers for passes whose buffers have so many rows."""
+        return LinearPass(**{op: self._backend(op, num_rows) for op in LINEAR_OPS})
+
+    def _backend(self, op: str, num_rows: int) -> LinearBackend:
+        limit = self._fused_rows[op]
+        if limit is None or num_rows <= limit or self._torch is None:
+            return self._fused
+        return self._torch
+
+
+def architecture_of(device: torch.device) -> str:
+    """The name that a device has in a table: "sm_90", for example, or "cpu"."""
+    if device.type != "cuda":
+        return device.type
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
+
+
+def fused_refusals(weights: DrafterWeights, num_taps: int) -> dict[str, str]:
+    """Why the fused kernels cannot run a drafter's linear layers, for the ops where it is so.
+
+    The shapes alone decide: each reason is one that the op would give on CUDA.
+    """
+    refusals = {}
+    hidden, gathered = weights.fc.shape
+    head_dim = weights.rope.shape[1]
+    for op, matrices in _weights_by_op(weights).items():
+        columns = {x.shape[1] for x in matrices}
+        if op == "project_taps":
+            columns = {gathered // num_taps}
+        ragged = sorted(x for x in columns if x % STATISTIC_COLUMNS)
+        if ragged:
+            refusals[op] = (
+                f"the fused kernels need columns that are a multiple of {STATISTIC_COLUMNS}, "
+                f"got {ragged[0]}"
+            )
+        elif op == "qkv_rope_cache" and head_dim not in CUDA_HEAD_DIMS:
+            sizes = " or ".join(map(str, CUDA_HEAD_DIMS))
+            refusals[op] = f"the fused kernels need a head size of {sizes}, got {head_dim}"
+        elif op in ("project_taps", "linear_residual") and hidden % 8:
+            refusals[op] = f"the fused kernels need rows that are a multiple of 8, got {hidden}"
+    return refusals
+
+
+def _choose(
+    op: str, table: str | LinearTable, architecture: str, weight: Tensor, refusal: str | None
+) -> LinearChoice:
+    is_fp8 = weight.dtype == torch.float8_e4m3fn
+    if table == "torch":
+        if is_fp8:
+            raise BackendError(f"{op}: {FP8_NEEDS_FUSED}")
+        return LinearChoice(op, 0, "as asked for")
+    if refusal is not None and (table == "fused" or is_fp8):
+        raise BackendError(f"{op}: {refusal}" + (f"; {FP8_NEEDS_FUSED}" if is_fp8 else ""))
+    if table == "fused":
+        return LinearChoice(op, None, "as asked for")
+    if is_fp8:
+        return LinearChoice(op, None, FP8_NEEDS_FUSED)
+    if refusal is not None:
+        return LinearChoice(op, 0, refusal)
+    assert isinstance(table, LinearTable)
+    found = table.find(architecture, op, weight.dtype)
+    return LinearChoice(op, found.fused_rows, found.measured)
+
+
+def _weights_by_op(weights: DrafterWeights) -> dict[str, list[Tensor]]:
+    layers = weights.layers
+    return {
+        "project_taps": [weights.fc],
+        "qkv_rope_cache": [x.qkv for x in layers],
+        "linear_residual": [matrix for x in layers for matrix in (x.o, x.down)],
+        "norm_swiglu": [x.gate_up for x in layers],
+    }
+
+
+def _rows(buffer: Tensor, num_rows: int, width: int) -> Tensor:
+    """The start of a buffer as rows."""
+    return buffer[: num_rows * width].view(num_rows, width)
+
+
+def _refuse_fp8(op: str, scale: Tensor | None) -> None:
+    if scale is not None:
+        raise BackendError(f"{op}: {FP8_NEEDS_FUSED}")
