@@ -10,6 +10,8 @@
 #include <vector>
 
 #include "bindings/build_info.h"
+#include "common/attention_layout.h"
+#include "head/tiles.h"
 #include "linear/partition.h"
 
 namespace py = pybind11;
@@ -55,6 +57,19 @@ py::dict linear_plan(int rows, int columns, int tile_rows, int num_rows, int wei
   return plan;
 }
 
+int64_t attention_max_segments(int64_t num_rows, int64_t num_requests, int64_t group) {
+  return p_eagle::AttentionWorkLayout{num_rows, num_requests, group}.max_segments();
+}
+
+int64_t attention_work_size(int64_t num_rows, int64_t num_requests, int64_t group,
+                            int64_t num_blocks) {
+  return p_eagle::AttentionWorkLayout{num_rows, num_requests, group}.size(num_blocks);
+}
+
+int64_t attention_workspace_bytes(int64_t num_blocks, int64_t head_dim) {
+  return p_eagle::AttentionWorkspaceLayout{num_blocks, head_dim}.bytes();
+}
+
 py::tuple cuda_archs() { return py::tuple(py::str(P_EAGLE_ARCHS).attr("split")(",")); }
 
 }  // namespace
@@ -67,8 +82,19 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cutlass_version") = cutlass_version();
   m.def("linear_workspace_bytes", &p_eagle::linear_workspace_bytes, py::arg("num_sms"),
         "Size of the linear layers' workspace on a device of this many SMs.");
+  m.def("lm_head_workspace_bytes", &p_eagle::lm_head_workspace_bytes, py::arg("num_sms"),
+        py::arg("num_samples"), py::arg("top_k"),
+        "Size of the workspace of lm_head_topk for so many rows, on a device of this many SMs.");
   m.def("linear_plan", &linear_plan, py::arg("rows"), py::arg("columns"), py::arg("tile_rows"),
         py::arg("num_rows"), py::arg("weight_bytes"), py::arg("num_sms"),
         "How the weight [rows, columns] of a linear layer is dealt to CTAs.");
   m.def("cuda_ops", &p_eagle::cuda_ops, "Names of the ops that this build implements for CUDA.");
+  m.def("attention_blocks_per_sm", &p_eagle::attention_blocks_per_sm, py::arg("head_dim"),
+        py::arg("shared_bytes_per_sm"), "Thread blocks of the attention kernel that an SM holds.");
+  m.def("attention_max_segments", &attention_max_segments, py::arg("num_rows"),
+        py::arg("num_requests"), py::arg("group"), "Segments that a work map has room for.");
+  m.def("attention_work_size", &attention_work_size, py::arg("num_rows"), py::arg("num_requests"),
+        py::arg("group"), py::arg("num_blocks"), "Elements of a work map.");
+  m.def("attention_workspace_bytes", &attention_workspace_bytes, py::arg("num_blocks"),
+        py::arg("head_dim"), "Bytes of the attention kernel's workspace.");
 }

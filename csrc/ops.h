@@ -71,7 +71,8 @@ inline constexpr int kStatisticColumns = 64;  // columns of a row that one sum o
 // rounded to Element.
 struct LinearInput {
   void const* taps[kMaxTaps] = {};      // num_taps of [., tap_width]  Element
-  int32_t const* source_row = nullptr;  // [R]  negative: the row does not exist; null: row r is r
+  int32_t const* source_row = nullptr;  // [R]  negative: a mask row, of which no tap is read;
+                                        //      null: row r is r
   int32_t const* num_rows = nullptr;    // [1]  rows from here on are neither read nor written
   void const* norm_weight = nullptr;    // [C]  Element; null: no norm
   float const* sum_squares = nullptr;   // [ceil(C / 64), R]  null: the kernel sums them itself
@@ -80,6 +81,7 @@ struct LinearInput {
   int max_rows = 0;  // R
   float eps = 0.0f;
   bool norms_each_tap = false;
+  bool is_in_place = false;  // row r is r, and source_row only says which rows are mask rows
 };
 
 // The matrix of a linear layer: [rows, columns] Element, or e4m3 with a scale for each row.
@@ -134,12 +136,14 @@ struct PagedCache {
 };
 
 // Queries, keys and values of each row: W x[r] + bias, normed per head where there are such norms,
-// rotated (queries and keys), and stored.
+// rotated (queries and keys), and stored. All mask rows of the first layer have the same input, so what
+// W makes of it, bias included, can be given: mask_heads.
 struct QkvRopeCacheParams {
   LinearInput input{};
   LinearWeight weight{};  // [(Nq + 2 Nkv) D, C], queries above keys above values
   LinearWorkspace workspace{};
   void const* bias = nullptr;          // [(Nq + 2 Nkv) D]  Element; null: none
+  float const* mask_heads = nullptr;   // [(Nq + 2 Nkv) D]  null: mask rows are like the others
   void const* q_norm = nullptr;        // [D]               Element; null: none, as k_norm then is
   void const* k_norm = nullptr;        // [D]               Element
   float const* rope = nullptr;         // [P, D]            cosines, then sines
@@ -162,6 +166,86 @@ cudaError_t launch_linear_residual(LinearResidualParams const& params, DType dty
 cudaError_t launch_norm_swiglu(NormSwigluParams const& params, DType dtype, cudaStream_t stream);
 cudaError_t launch_qkv_rope_cache(QkvRopeCacheParams const& params, DType dtype,
                                   cudaStream_t stream);
+
+// ---- The head ------------------------------------------------------------------------------------
+
+// The k best tokens and the log-sum-exp of the sampled rows: row n of the results is that of row
+// input.source_row[n] of the residual, and -1 and -inf where that is negative. V: rows of the weight.
+struct LmHeadTopkParams {
+  LinearInput input{};                       // one tap, with a norm; num_rows is not used
+  LinearWeight weight{};                     // [V, C]
+  int32_t const* vocab_subset = nullptr;     // [S]  ascending rows of the weight; null: all, S = V
+  int64_t const* draft_to_target = nullptr;  // [V]  null: ids are rows of the weight
+  int64_t const* noise_keys = nullptr;       // [N]  null: no noise, as the next two then are
+  int64_t const* noise_positions = nullptr;  // [N]
+  float const* temperature = nullptr;        // [N]  0: no noise in this row
+  int64_t* ids = nullptr;                    // [N, k]
+  float* logits = nullptr;                   // [N, k]
+  float* lse = nullptr;                      // [N]
+  void* workspace = nullptr;  // lm_head_workspace_bytes, all zero at first, as LinearWorkspace
+  int num_samples = 0;        // N
+  int num_candidates = 0;     // S
+  int top_k = 0;              // k
+};
+
+cudaError_t launch_lm_head_topk(LmHeadTopkParams const& params, DType dtype, cudaStream_t stream);
+
+// ---- Attention ----------------------------------------------------------------------------------
+
+// The work map of a pass's attention. B: requests, R: rows in the buffers.
+struct PlanAttentionParams {
+  int32_t const* row_start = nullptr;  // [B + 1]
+  int32_t const* seq_lens = nullptr;   // [B]
+  int64_t const* positions = nullptr;  // [R]
+  int32_t* work = nullptr;             // as AttentionWorkLayout says
+  int num_rows = 0;                    // R
+  int num_requests = 0;                // B
+  int num_heads = 0;
+  int num_kv_heads = 0;
+  int max_keys = 0;    // of a request
+  int window = 0;      // 0: none
+  int num_blocks = 0;  // of the attention
+  bool is_tree = false;
+};
+
+cudaError_t launch_plan_attention(PlanAttentionParams const& params, cudaStream_t stream);
+
+// Attention over a paged cache. D: head size; strides of the caches are in elements.
+struct PagedAttentionParams {
+  void const* q = nullptr;               // [R, Nq, D] Element
+  void const* k_cache = nullptr;         // [blocks, Nkv, block_size, D] Cache
+  void const* v_cache = nullptr;         // the same
+  float const* k_scale = nullptr;        // [1]
+  float const* v_scale = nullptr;        // [1]
+  int32_t const* block_table = nullptr;  // [B, max_blocks]
+  int32_t const* row_start = nullptr;    // [B + 1]
+  int64_t const* positions = nullptr;    // [R]
+  int64_t const* tree_mask = nullptr;    // [R]    null: causal
+  float const* sinks = nullptr;          // [Nq]   null: none
+  int32_t const* work = nullptr;         // from plan_attention
+  void* workspace = nullptr;             // as AttentionWorkspaceLayout says
+  void* out = nullptr;                   // [R, Nq, D] Element
+  int64_t k_block_stride = 0;
+  int64_t k_head_stride = 0;
+  int64_t k_row_stride = 0;
+  int64_t v_block_stride = 0;
+  int64_t v_head_stride = 0;
+  int64_t v_row_stride = 0;
+  float softmax_scale = 0.0f;
+  int window = 0;  // 0: none
+  int num_rows = 0;
+  int num_requests = 0;
+  int num_heads = 0;
+  int num_kv_heads = 0;
+  int head_dim = 0;
+  int num_cache_blocks = 0;
+  int block_size = 0;
+  int max_blocks = 0;  // of a request
+  int num_blocks = 0;  // thread blocks, as in the plan
+};
+
+cudaError_t launch_paged_attention(PagedAttentionParams const& params, DType dtype,
+                                   CacheType cache_dtype, cudaStream_t stream);
 
 // ---- Rows around a matrix product that is not ours ----------------------------------------------
 // What the linear layers do to rows before and after they multiply them, by itself. Rows may have

@@ -41,11 +41,19 @@ class Elf:
             struct.unpack_from("<IIQQQQIIQQ", data, section_table + i * entry_size)
             for i in range(count)
         ]
+        # The tables lie at the end; what follows belongs to something else.
+        (segments,) = struct.unpack_from("<Q", data, 32)
+        segment_size, num_segments = struct.unpack_from("<HH", data, 54)
+        self._size = max(section_table + count * entry_size, segments + num_segments * segment_size)
         strings = headers[names][4]
         self.sections = [
             Section(self._string(strings + name), kind, data[offset : offset + size], link)
             for name, kind, _, _, offset, size, link, *_ in headers
         ]
+
+    def contents(self) -> bytes:
+        """The file by itself."""
+        return self._data[: self._size]
 
     def needed(self) -> list[str]:
         """The libraries that the loader must find."""
@@ -79,6 +87,16 @@ class Elf:
     def stack_frames(self) -> list[int]:
         """Bytes of local memory per thread of each function of a CUDA binary, spills included."""
         return self._cuda_attribute(_ATTRIBUTE_FRAME_SIZE)
+
+    def opcodes(self) -> dict[str, set[int]]:
+        """By kernel, which instructions a CUDA binary has: the low 12 bits of their 16 bytes."""
+        return {
+            x.name.removeprefix(".text."): {
+                low & 0xFFF for low, _ in struct.iter_unpack("<QQ", x.content)
+            }
+            for x in self.sections
+            if x.name.startswith(".text.")
+        }
 
     def _global_symbols(self) -> list[tuple[str, int]]:
         table = next(x for x in self.sections if x.kind == _SECTION_DYNSYM)

@@ -19,6 +19,7 @@ SENTINEL = 7.0
 EMULATED_SMS = Settings().num_sms
 R, N_REAL = 9, 6  # rows a buffer has, rows that exist
 B, BLOCKS, BLOCK, NKV, NQ, D, H, HT, INTER, V = 2, 6, 16, 2, 4, 64, 128, 64, 192, 80
+WORK_BLOCKS = 5  # thread blocks that share the attention
 
 Arguments = dict[str, Any]
 
@@ -35,6 +36,10 @@ def qkv_rope_cache(device: str, dtype: torch.dtype) -> Arguments:
         "weight": _linear(device, dtype, heads * D, H),
         "weight_scale": None,
         "bias": _randn(device, dtype, heads * D),
+        "mask_heads": torch.randn(heads * D, device=device, dtype=_wide(dtype)),
+        "source_row": torch.tensor(
+            [0, -1, -1, 1, 2, -1, 3, 4, 5], device=device, dtype=torch.int32
+        ),
         "q_norm": _norm(device, dtype, D),
         "k_norm": _norm(device, dtype, D),
         "rope": _rope(device),
@@ -60,7 +65,7 @@ def paged_attention(device: str, dtype: torch.dtype) -> Arguments:
             used = min(BLOCK, length - start)
             caches[block, :, :used] = _randn(device, dtype, NKV, used, 2 * D)
     k_cache, v_cache = caches.split(D, dim=-1)
-    return {
+    arguments = {
         "q": _rows(device, dtype, NQ, D),
         "k_cache": k_cache,
         "v_cache": v_cache,
@@ -70,8 +75,52 @@ def paged_attention(device: str, dtype: torch.dtype) -> Arguments:
         "row_start": torch.tensor([0, 3, 6], device=device, dtype=torch.int32),
         "seq_lens": torch.tensor([6, 23], device=device, dtype=torch.int32),
         "positions": torch.tensor([3, 4, 5, 20, 21, 22, 0, 0, 0], device=device),
+        "tree_mask": None,
+        "sinks": torch.randn(NQ, device=device),
         "softmax_scale": D**-0.5,
+        "window": 0,
+        "work": work_map(R, B, NQ // NKV, device),
+        "workspace": workspace(D, device),
         "out": _output(device, dtype, R, NQ * D),
+    }
+    plan(arguments)
+    return arguments
+
+
+def work_map(num_rows: int, num_requests: int, group: int, device: str) -> Tensor:
+    """A map that nobody has written yet."""
+    size = _C.attention_work_size(num_rows, num_requests, group, WORK_BLOCKS)
+    return torch.full((size,), int(SENTINEL), dtype=torch.int32, device=device)
+
+
+def workspace(head_dim: int, device: str) -> Tensor:
+    size = _C.attention_workspace_bytes(WORK_BLOCKS, head_dim)
+    return torch.zeros(size, dtype=torch.uint8, device=device)
+
+
+def plan(arguments: Arguments) -> None:
+    """Write the map of a call of paged_attention anew, by the CPU."""
+    inputs = [arguments[name].cpu() for name in ("row_start", "seq_lens", "positions")]
+    k_cache, work = arguments["k_cache"], arguments["work"].cpu()
+    ops.plan_attention(
+        *inputs, arguments["q"].shape[1], k_cache.shape[1],
+        arguments["block_table"].shape[1] * k_cache.shape[2], arguments["window"],
+        arguments["tree_mask"] is not None, work,
+    )  # fmt: skip
+    arguments["work"].copy_(work)
+
+
+def plan_attention(device: str, dtype: torch.dtype) -> Arguments:
+    return {
+        "row_start": torch.tensor([0, 3, 6], device=device, dtype=torch.int32),
+        "seq_lens": torch.tensor([6, 1023], device=device, dtype=torch.int32),
+        "positions": torch.tensor([3, 4, 5, 1020, 1021, 1022, 0, 0, 0], device=device),
+        "num_heads": NQ,
+        "num_kv_heads": NKV,
+        "max_keys": 4096,
+        "window": 0,
+        "is_tree": False,
+        "work": work_map(R, B, NQ // NKV, device),
     }
 
 
@@ -146,16 +195,24 @@ def norm_swiglu(device: str, dtype: torch.dtype) -> Arguments:
 
 
 def lm_head_topk(device: str, dtype: torch.dtype) -> Arguments:
+    x = _rows(device, dtype, H)
     return {
-        "x": _rows(device, dtype, H),
+        "x": x,
+        "sum_squares": reference.sum_squares(x),
         "sample_rows": torch.tensor([0, 2, -1, 5], device=device, dtype=torch.int32),
         "norm_weight": _norm(device, dtype, H),
         "weight": _linear(device, dtype, V, H),
+        "weight_scale": None,
+        "vocab_subset": torch.arange(V, device=device, dtype=torch.int32)[1::2].contiguous(),
         "draft_to_target": torch.arange(V, device=device) * 3,
+        "noise_keys": torch.tensor([10, -(2**40), 10, 2**63 - 1], device=device),
+        "noise_positions": torch.tensor([3, 4, 5, 2**33], device=device),
+        "temperature": torch.tensor([0.5, 0.0, 1.0, 2.0], device=device),
         "eps": 1e-5,
         "ids": torch.full((4, 3), int(SENTINEL), device=device),
         "logits": _output(device, _wide(dtype), 4, 3),
         "lse": _output(device, _wide(dtype), 4),
+        "workspace": _workspace(device, num_samples=4, top_k=3),
     }
 
 
@@ -221,8 +278,9 @@ def rope_cache(device: str, dtype: torch.dtype) -> Arguments:
 CASES: dict[str, Callable[[str, torch.dtype], Arguments]] = {
     f.__name__: f
     for f in (
-        prepare_inputs, project_taps, embed_norm_concat, qkv_rope_cache, paged_attention,
-        linear_residual, norm_swiglu, lm_head_topk, gather_taps, norm_rows, gate_rows, rope_cache,
+        prepare_inputs, project_taps, embed_norm_concat, qkv_rope_cache, plan_attention,
+        paged_attention, linear_residual, norm_swiglu, lm_head_topk, gather_taps, norm_rows,
+        gate_rows, rope_cache,
     )
 }  # fmt: skip
 
@@ -234,6 +292,7 @@ OUTPUTS = {
     "project_taps": ("out",),
     "embed_norm_concat": ("out", "residual"),
     "qkv_rope_cache": ("q", "k_cache", "v_cache"),
+    "plan_attention": ("work",),
     "paged_attention": ("out",),
     "linear_residual": ("residual", "sum_squares"),
     "norm_swiglu": ("out",),
@@ -243,6 +302,9 @@ OUTPUTS = {
     "gate_rows": ("out",),
     "rope_cache": ("q", "k_cache", "v_cache"),
 }  # fmt: skip
+
+# What an op may leave anything in.
+SCRATCH = {"workspace"}
 
 
 def _randn(device: str, dtype: torch.dtype, *shape: int) -> Tensor:
@@ -276,10 +338,13 @@ def _rope(device: str) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1).to(device)
 
 
-def _workspace(device: str) -> Tensor:
+def _workspace(device: str, **head: int) -> Tensor:
+    """Of the linear layers, or with the sizes of an `lm_head_topk` of that."""
     if device == "cuda":
-        return ops.linear_workspace(torch.device(device))
-    return torch.zeros(_C.linear_workspace_bytes(EMULATED_SMS), dtype=torch.uint8)
+        allocate = ops.lm_head_workspace if head else ops.linear_workspace
+        return allocate(torch.device(device), **head)
+    count = _C.lm_head_workspace_bytes if head else _C.linear_workspace_bytes
+    return torch.zeros(count(EMULATED_SMS, **head), dtype=torch.uint8)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -10,75 +10,13 @@ import pytest
 import torch
 
 from checkpoints import write_drafter, write_target
+from drafter_passes import PROMPTS, SIZES, TOP_K, K, passes, propose, reference_pass
 from drafter_variants import VARIANTS
 from numerics import assert_as_accurate_as_torch
-from p_eagle_cuda import Drafter, reference
-from p_eagle_cuda.config import DrafterConfig
+from p_eagle_cuda import Drafter, ops
 from p_eagle_cuda.errors import CheckpointError
 from p_eagle_cuda.kv_cache import allocate_cache
-from p_eagle_cuda.weights import load_drafter_weights
-from pass_cases import Pass, simulate
-
-K, BLOCK_SIZE, TOP_K = 4, 16, 3
-PROMPTS = [1, 17, 40]
-SIZES: dict[str, Any] = {
-    "num_speculative_tokens": K,
-    "max_requests": len(PROMPTS),
-    "max_target_rows": sum(PROMPTS),
-    "num_blocks": 20,
-    "block_size": BLOCK_SIZE,
-    "top_k": TOP_K,
-}
-
-
-def passes(config: DrafterConfig, dtype: torch.dtype, num_steps: int = 2) -> list[Pass]:
-    _, steps = simulate(
-        num_requests=len(PROMPTS), num_steps=num_steps, K=K, vocab_size=config.vocab_size,
-        num_taps=config.num_taps, target_hidden=config.target_hidden_size, block_size=BLOCK_SIZE,
-        prompt_lengths=PROMPTS, dtype=dtype,
-    )  # fmt: skip
-    return list(steps)
-
-
-def propose(drafter: Drafter, step: Pass) -> Any:
-    return drafter.propose(
-        step.target_tokens, step.target_positions, step.taps, step.query_start, step.num_rejected,
-        step.next_tokens, step.block_table,
-    )  # fmt: skip
-
-
-def reference_pass(path: Path, steps: list[Pass], dtype: torch.dtype, cache_dtype: torch.dtype):  # noqa: ANN201
-    """Logits and ids of the last pass by `reference.draft`, with weights and taps in `dtype`."""
-    config = DrafterConfig.from_pretrained(path)
-    # The weights the drafter has, in a wider type: the rounding of the checkpoint is not an error.
-    working = load_drafter_weights(path, config, dtype=steps[0].taps[0].dtype)
-    weights = _to(working, dtype)
-    caches = allocate_cache(
-        config.num_layers, 20, config.num_kv_heads, BLOCK_SIZE, config.head_dim, cache_dtype
-    )
-    for step in steps:
-        inputs = reference.prepare_inputs(
-            step.target_tokens, step.target_positions, step.query_start, step.num_rejected,
-            step.next_tokens, step.block_table, K, config.mask_token_id, BLOCK_SIZE,
-            config.max_position_embeddings,
-        )  # fmt: skip
-        result = reference.draft(
-            weights, caches, inputs, [t.to(dtype) for t in step.taps], step.block_table,
-            eps=config.rms_norm_eps, norm_before_residual=config.norm_before_residual, top_k=TOP_K,
-        )  # fmt: skip
-    return result
-
-
-def _to(x: Any, dtype: torch.dtype) -> Any:
-    """Weights in `dtype`; the rope table stays float32."""
-    if isinstance(x, torch.Tensor):
-        return x.to(dtype) if x.is_floating_point() else x
-    if isinstance(x, tuple):
-        return tuple(_to(item, dtype) for item in x)
-    if x is None:
-        return None
-    fields = {n: _to(v, dtype) for n, v in vars(x).items() if n != "rope"}
-    return replace(x, **fields)
+from pass_cases import Pass
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
@@ -102,6 +40,30 @@ def test_drafts_match_the_reference(dtype: torch.dtype, tmp_path: Path) -> None:
         "logits", drafts.top_logits, logits.view(B, K, TOP_K), unfused.view(B, K, TOP_K)
     )
     assert_as_accurate_as_torch("lse", drafts.lse, lse.view(B, K), unfused_lse.view(B, K))
+
+
+def test_all_layers_of_a_pass_share_a_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_drafter(tmp_path)
+    drafter = Drafter.from_pretrained(tmp_path, **SIZES)
+    num_layers, seen = drafter.config.num_layers, []
+
+    def record(name: str) -> None:
+        op = getattr(ops, name)
+
+        def recording(*args: Any, **kwargs: Any) -> Any:
+            work = kwargs.get("work", args[-1])
+            seen.append((name, (work.data_ptr(), work.numel())))
+            return op(*args, **kwargs)
+
+        monkeypatch.setattr(ops, name, recording)
+
+    record("plan_attention")
+    record("paged_attention")
+    for step in passes(drafter.config, drafter.weights.fc.dtype):
+        seen.clear()
+        propose(drafter, step)
+        assert [name for name, _ in seen] == ["plan_attention", *["paged_attention"] * num_layers]
+        assert len({where for _, where in seen}) == 1
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

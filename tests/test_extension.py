@@ -149,6 +149,17 @@ def test_no_kernel_uses_local_memory(library: Elf) -> None:
         assert set(cubin.stack_frames()) == {0}, f"spills for sm_{cubin.cuda_arch()}"
 
 
+def test_attention_uses_tensor_cores_and_asynchronous_copies(library: Elf) -> None:
+    hmma, ldsm, ldgsts = 0x23C, 0x83B, 0xFAE
+    for cubin in library.cubins():
+        for kernel, opcodes in cubin.opcodes().items():
+            if "paged_attention_kernel" in kernel:
+                assert {hmma, ldsm, ldgsts} <= opcodes, f"{kernel} for sm_{cubin.cuda_arch()}"
+    kernels = [name for cubin in library.cubins() for name in cubin.opcodes()]
+    count = sum("paged_attention_kernel" in name for name in kernels)
+    assert count == 12 * len(_C.cuda_archs)  # 2 working dtypes, 3 of caches, 2 head sizes
+
+
 @pytest.mark.parametrize(
     ("sources", "forbidden"),
     [

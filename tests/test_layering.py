@@ -18,6 +18,7 @@ LAYERS = [
     "rope",
     "checkpoint",
     "weights",
+    "noise",
     "reference",
     "kv_cache",
     "_C",

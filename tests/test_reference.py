@@ -215,6 +215,16 @@ def test_lm_head_topk_orders_ties_and_ignores_nan() -> None:
     assert float(lse[1]) == float("-inf")
 
 
+def test_lm_head_topk_of_fewer_finite_logits_than_wanted() -> None:
+    """No id comes twice."""
+    weight = torch.tensor([[float("nan")], [float("-inf")], [3.0], [float("nan")]])
+    row, rows = torch.ones(1, 1), torch.zeros(1, dtype=torch.int32)
+    ids, logits, lse = reference.lm_head_topk(row, rows, row[0], weight, None, 4, 0.0)
+    assert ids.tolist() == [[2, 0, 1, 3]]
+    assert logits.tolist() == [[3.0] + [float("-inf")] * 3]
+    assert float(lse) == 3.0
+
+
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
 def test_fp8_cache_scales_saturates_and_skips(dtype: torch.dtype) -> None:
     (cache,) = allocate_cache(1, 3, 2, 4, 8, dtype, k_scale=0.5)

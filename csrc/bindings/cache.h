@@ -11,16 +11,15 @@
 
 namespace p_eagle {
 
-inline CacheType to_cache_type(char const* op, ScalarType cache, ScalarType working) {
-  if (cache == working) {
-    return CacheType::kElement;
-  }
-  switch (cache) {
+// What a cache of keys or values holds.
+inline CacheType to_cache_type(char const* op, ScalarType type, ScalarType working) {
+  switch (type) {
     case ScalarType::Float8_e4m3fn: return CacheType::kE4M3;
     case ScalarType::Float8_e5m2: return CacheType::kE5M2;
     default:
-      STD_TORCH_CHECK(false, op, ": `k_cache` must have dtype ", working, " or an FP8 one, got ",
-                      cache);
+      STD_TORCH_CHECK(type == working, op, ": `k_cache` must have dtype ", working,
+                      ", float8_e4m3fn or float8_e5m2, got ", type);
+      return CacheType::kElement;
   }
 }
 

@@ -37,9 +37,14 @@ inline Shape shape_of(Tensor const& tensor) {
   return {{tensor.sizes().data(), tensor.sizes().size()}};
 }
 
-// Requires a contiguous tensor of this dtype and shape on the device of this index.
-inline void check_tensor(char const* op, char const* name, Tensor const& tensor, int32_t device,
-                         ScalarType dtype, std::initializer_list<int64_t> expected) {
+inline Shape strides_of(Tensor const& tensor) {
+  return {{tensor.strides().data(), tensor.strides().size()}};
+}
+
+// Requires a tensor of this dtype and shape on the device of this index, in any strides.
+inline void check_strided_tensor(char const* op, char const* name, Tensor const& tensor,
+                                 int32_t device, ScalarType dtype,
+                                 std::initializer_list<int64_t> expected) {
   Shape const want{{expected.begin(), expected.size()}};
   Shape const got = shape_of(tensor);
   int32_t const found = tensor.get_device_index();
@@ -50,9 +55,14 @@ inline void check_tensor(char const* op, char const* name, Tensor const& tensor,
                   ", got ", tensor.scalar_type());
   STD_TORCH_CHECK(std::ranges::equal(want.sizes, got.sizes), op, ": `", name, "` must have shape ",
                   want, ", got ", got);
-  Shape const strides{{tensor.strides().data(), tensor.strides().size()}};
+}
+
+// The same for a tensor that must be contiguous.
+inline void check_tensor(char const* op, char const* name, Tensor const& tensor, int32_t device,
+                         ScalarType dtype, std::initializer_list<int64_t> expected) {
+  check_strided_tensor(op, name, tensor, device, dtype, expected);
   STD_TORCH_CHECK(tensor.is_contiguous(), op, ": `", name, "` must be contiguous, got strides ",
-                  strides);
+                  strides_of(tensor));
 }
 
 // The same for a tensor that a kernel reads or writes in 16-byte vectors.

@@ -17,10 +17,12 @@ namespace {
 void qkv_rope_cache(Tensor const& x, std::optional<Tensor> const& norm_weight,
                     std::optional<Tensor> const& sum_squares, Tensor const& weight,
                     std::optional<Tensor> const& weight_scale, std::optional<Tensor> const& bias,
-                    std::optional<Tensor> const& q_norm, std::optional<Tensor> const& k_norm,
-                    Tensor const& rope, Tensor const& positions, Tensor const& slots,
-                    Tensor const& num_rows, Tensor const& k_scale, Tensor const& v_scale,
-                    double eps, Tensor& q, Tensor& k_cache, Tensor& v_cache, Tensor& workspace) {
+                    std::optional<Tensor> const& mask_heads,
+                    std::optional<Tensor> const& source_row, std::optional<Tensor> const& q_norm,
+                    std::optional<Tensor> const& k_norm, Tensor const& rope,
+                    Tensor const& positions, Tensor const& slots, Tensor const& num_rows,
+                    Tensor const& k_scale, Tensor const& v_scale, double eps, Tensor& q,
+                    Tensor& k_cache, Tensor& v_cache, Tensor& workspace) {
   constexpr char const* kOp = "qkv_rope_cache";
   check_rows(kOp, "x", x);
   STD_TORCH_CHECK(q.dim() == 3, kOp, ": `q` must be [R, Nq, D], got ", shape_of(q));
@@ -42,6 +44,8 @@ void qkv_rope_cache(Tensor const& x, std::optional<Tensor> const& norm_weight,
   STD_TORCH_CHECK(D == 64 || D == 128, kOp, ": the head size must be 64 or 128, got ", D);
   STD_TORCH_CHECK(q_norm.has_value() == k_norm.has_value(), kOp,
                   ": `q_norm` and `k_norm` must both be given or both be None");
+  STD_TORCH_CHECK(mask_heads.has_value() == source_row.has_value(), kOp,
+                  ": `mask_heads` and `source_row` must both be given or both be None");
   STD_TORCH_CHECK(P >= 1, kOp, ": `rope` must have a row for a position, got ", shape_of(rope));
   ScalarType const cache_type = k_cache.scalar_type();
 
@@ -49,11 +53,19 @@ void qkv_rope_cache(Tensor const& x, std::optional<Tensor> const& norm_weight,
   check_tensor(kOp, "positions", positions, device, ScalarType::Long, {R});
   check_tensor(kOp, "slots", slots, device, ScalarType::Long, {R});
   check_vector_tensor(kOp, "q", q, device, type, {R, Nq, D});
+  LinearInput input = check_input(kOp, x, norm_weight, sum_squares, num_rows, eps);
+  if (source_row) {
+    check_tensor(kOp, "source_row", *source_row, device, ScalarType::Int, {R});
+    check_tensor(kOp, "mask_heads", *mask_heads, device, ScalarType::Float, {heads * D});
+    input.source_row = source_row->const_data_ptr<int32_t>();
+    input.is_in_place = true;
+  }
   QkvRopeCacheParams const params{
-      .input = check_input(kOp, x, norm_weight, sum_squares, num_rows, eps),
+      .input = input,
       .weight = check_weight(kOp, "weight", weight, weight_scale, device, type, heads * D, Hin),
       .workspace = check_workspace(kOp, workspace, device),
       .bias = check_optional(kOp, "bias", bias, device, type, {heads * D}),
+      .mask_heads = mask_heads ? mask_heads->const_data_ptr<float>() : nullptr,
       .q_norm = check_optional(kOp, "q_norm", q_norm, device, type, {D}),
       .k_norm = check_optional(kOp, "k_norm", k_norm, device, type, {D}),
       .rope = rope.const_data_ptr<float>(),

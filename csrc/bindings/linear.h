@@ -45,22 +45,19 @@ inline int64_t num_statistics(int64_t columns) {
   return (columns + kStatisticColumns - 1) / kStatisticColumns;
 }
 
-// The rows [R, columns] of one tensor; `x` itself is checked by the caller, who takes R from it.
+// The rows of one tensor, which check_rows has seen, without a count of those that exist.
 inline LinearInput check_input(char const* op, Tensor const& x,
                                std::optional<Tensor> const& norm_weight,
-                               std::optional<Tensor> const& sum_squares, Tensor const& num_rows,
-                               double eps) {
+                               std::optional<Tensor> const& sum_squares, double eps) {
   int32_t const device = x.get_device_index();
   int64_t const R = x.size(0);
   int64_t const columns = x.size(1);
   check_vector_tensor(op, "x", x, device, x.scalar_type(), {R, columns});
-  check_tensor(op, "num_rows", num_rows, device, ScalarType::Int, {1});
   if (sum_squares) {
     check_tensor(op, "sum_squares", *sum_squares, device, ScalarType::Float,
                  {num_statistics(columns), R});
   }
   return {.taps = {x.const_data_ptr()},
-          .num_rows = num_rows.const_data_ptr<int32_t>(),
           .norm_weight =
               check_optional(op, "norm_weight", norm_weight, device, x.scalar_type(), {columns}),
           .sum_squares = sum_squares ? sum_squares->const_data_ptr<float>() : nullptr,
@@ -68,6 +65,16 @@ inline LinearInput check_input(char const* op, Tensor const& x,
           .tap_width = int(columns),
           .max_rows = int(R),
           .eps = float(eps)};
+}
+
+inline LinearInput check_input(char const* op, Tensor const& x,
+                               std::optional<Tensor> const& norm_weight,
+                               std::optional<Tensor> const& sum_squares, Tensor const& num_rows,
+                               double eps) {
+  LinearInput input = check_input(op, x, norm_weight, sum_squares, eps);
+  check_tensor(op, "num_rows", num_rows, x.get_device_index(), ScalarType::Int, {1});
+  input.num_rows = num_rows.const_data_ptr<int32_t>();
+  return input;
 }
 
 inline LinearWorkspace check_workspace(char const* op, Tensor& workspace, int32_t device) {

@@ -15,6 +15,8 @@ struct CudaOp {
 
 std::span<CudaOp const> input_ops();
 std::span<CudaOp const> layer_ops();
+std::span<CudaOp const> attention_ops();
 std::span<CudaOp const> row_ops();
+std::span<CudaOp const> head_ops();
 
 }  // namespace p_eagle

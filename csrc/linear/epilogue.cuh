@@ -71,19 +71,30 @@ CUTLASS_DEVICE float2 store_pair(Element* place, float first, float second) {
   return {float(pair[0]), float(pair[1])};
 }
 
-// Calls visit(i, token, upper, lower) for each of the thread's tokens that exists, the i-th of them,
-// with references to its two values.
+// Calls visit(i, token, upper, lower) for each of the thread's tokens whose row exists, the i-th of
+// them, with references to its two values.
 template <class Config, class Visit>
-CUTLASS_DEVICE void for_each_token(TileRows<Config::kTokens> const& rows,
-                                   typename Config::Accumulator& acc, Visit const& visit) {
+CUTLASS_DEVICE void for_each_row(TileRows<Config::kTokens> const& rows,
+                                 typename Config::Accumulator& acc, Visit const& visit) {
   CUTLASS_PRAGMA_UNROLL
   for (int i = 0; i < Config::kThreadTokens; ++i) {
     int const token = thread_token(i);
-    if (rows.source_row[token] >= 0) {
+    if (rows.source_row[token] != kNoRow) {
       float (&values)[4] = acc.values[i / 2];
       visit(i, token, values[i % 2], values[2 + i % 2]);
     }
   }
+}
+
+// The same, without mask rows.
+template <class Config, class Visit>
+CUTLASS_DEVICE void for_each_token(TileRows<Config::kTokens> const& rows,
+                                   typename Config::Accumulator& acc, Visit const& visit) {
+  for_each_row<Config>(rows, acc, [&](int i, int token, float& upper, float& lower) {
+    if (rows.source_row[token] != kMaskRow) {
+      visit(i, token, upper, lower);
+    }
+  });
 }
 
 // Sums, over the rows of a tile, of one value that each thread has for each of its tokens.

@@ -39,9 +39,14 @@ struct StoreHeads {
     float2 const bias{optional_element<Element>(params.bias, first, 0.0f),
                       optional_element<Element>(params.bias, second, 0.0f)};
     float squares[Config::kThreadTokens] = {};
-    for_each_token<Config>(rows, acc, [&](int i, int, float& upper, float& lower) {
-      upper = upper * scale.x + bias.x;
-      lower = lower * scale.y + bias.y;
+    for_each_row<Config>(rows, acc, [&](int i, int token, float& upper, float& lower) {
+      if (rows.source_row[token] == kMaskRow) {
+        upper = params.mask_heads[first];
+        lower = params.mask_heads[second];
+      } else {
+        upper = upper * scale.x + bias.x;
+        lower = lower * scale.y + bias.y;
+      }
       squares[i] = upper * upper + lower * lower;
     });
     void const* const norm = is_query ? params.q_norm : is_key ? params.k_norm : nullptr;
@@ -52,7 +57,7 @@ struct StoreHeads {
                      float(static_cast<Element const*>(norm)[index + kHalf])};
     }
 
-    for_each_token<Config>(rows, acc, [&](int, int token, float upper, float lower) {
+    for_each_row<Config>(rows, acc, [&](int, int token, float upper, float lower) {
       int const row = first_row + token;
       float2 values{upper, lower};
       if (norm) {

@@ -18,6 +18,7 @@
 
 #include <cstdint>
 
+#include "common/arrival.cuh"
 #include "common/launch.h"
 #include "linear/partition.h"
 #include "linear/rows.cuh"
@@ -209,14 +210,7 @@ class LinearCta {
       store_partial(blockIdx.x, begin <= tile_begin, acc);
       __syncthreads();
       if (threadIdx.x == 0) {
-        int32_t* const counter = counters() + first_cta;
-        __threadfence();  // what the CTA has stored comes before its arrival
-        bool const is_last = atomicAdd(counter, 1) == last_cta - first_cta;
-        __threadfence();  // and what the others have stored before theirs is read after it
-        if (is_last) {
-          *counter = 0;  // for the next kernel
-        }
-        shared_.is_last = is_last;
+        shared_.is_last = arrives_last(counters() + first_cta, last_cta - first_cta + 1);
       }
       __syncthreads();
       if (!shared_.is_last) {
@@ -268,8 +262,15 @@ class LinearCta {
   int first_row_;
 };
 
+// Two kernels share an SM where there is dependent launch, so each may have half of the registers.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+inline constexpr int kKernelsPerSm = 1;
+#else
+inline constexpr int kKernelsPerSm = 2;
+#endif
+
 template <class Config, class Epilogue>
-__global__ void __launch_bounds__(Config::kThreads, 2 * Config::kTile.ctas_per_sm)
+__global__ void __launch_bounds__(Config::kThreads, kKernelsPerSm* Config::kTile.ctas_per_sm)
     linear_kernel(__grid_constant__ typename Epilogue::Params const params) {
   extern __shared__ __align__(128) char shared_bytes[];
   auto& shared = *reinterpret_cast<LinearStorage<Config, Epilogue>*>(shared_bytes);

@@ -19,13 +19,17 @@ namespace p_eagle {
 inline constexpr int kVecElems = 8;  // of 16 bits
 inline constexpr int kBlockVecs = kBlockColumns / kVecElems;
 
+// In the place of a row's number.
+inline constexpr int kNoRow = -1;
+inline constexpr int kMaskRow = -2;  // the row exists, and nothing is multiplied for it
+
 // What is known of the rows of a token tile once the previous kernel has ended.
 template <int kTokens>
 struct TileRows {
   static constexpr int kParts = 4;  // of a sum of squares; not more where tokens are fewer, or bits
                                     // would depend on that
 
-  int source_row[kTokens];  // -1: the row does not exist
+  int source_row[kTokens];  // or kNoRow or kMaskRow, which are negative
   float rstd[kMaxTaps][kTokens];
   float partial[kParts][kTokens];
 
@@ -34,9 +38,10 @@ struct TileRows {
     int const token = threadIdx.x;
     if (token < kTokens) {
       int const row = first_row + token;
-      int source = -1;
+      int source = kNoRow;
       if (row < *input.num_rows) {
         source = input.source_row ? input.source_row[row] : row;
+        source = source < 0 ? kMaskRow : input.is_in_place ? row : source;
       }
       source_row[token] = source;
     }
@@ -44,11 +49,11 @@ struct TileRows {
 
   // Fills rstd from sums of squares that the kernel before has left. Contains a __syncthreads().
   CUTLASS_DEVICE void norms_from_sums(LinearInput const& input, int columns) {
-    int const token = threadIdx.x % kTokens;
-    int const part = threadIdx.x / kTokens;
-    int const source = source_row[token];
-    if (part < kParts) {
-      int const groups = (columns + kStatisticColumns - 1) / kStatisticColumns;
+    int const groups = (columns + kStatisticColumns - 1) / kStatisticColumns;
+    for (int i = threadIdx.x; i < kParts * kTokens; i += blockDim.x) {
+      int const token = i % kTokens;
+      int const part = i / kTokens;
+      int const source = source_row[token];
       float sum = 0.0f;
       if (source >= 0) {
         for (int group = part; group < groups; group += kParts) {
@@ -58,7 +63,8 @@ struct TileRows {
       partial[part][token] = sum;
     }
     __syncthreads();
-    if (threadIdx.x < kTokens) {
+    int const token = threadIdx.x;
+    if (token < kTokens) {
       float const sum =
           (partial[0][token] + partial[1][token]) + (partial[2][token] + partial[3][token]);
       rstd[0][token] = rsqrtf(sum / float(columns) + input.eps);
@@ -115,8 +121,9 @@ struct RowBlock {
   }
 };
 
-// A thread's share of the blocks of the rows: vector threadIdx.x % 8 of some tokens.
-template <class Element, int kTokens, int kThreads>
+// A thread's share of the blocks of kTokens rows, which are all of a tile's or the ones from
+// `first_token` on: vector threadIdx.x % 8 of some tokens.
+template <class Element, int kTokens, int kThreads, int kTileTokens = kTokens>
 class RowLoader {
  public:
   using Elements = cutlass::Array<Element, kVecElems>;
@@ -128,8 +135,9 @@ class RowLoader {
   static constexpr int kVecs = kTokens * kBlockVecs;
   static constexpr int kThreadVecs = (kVecs + kThreads - 1) / kThreads;
 
-  CUTLASS_DEVICE RowLoader(LinearInput const& input, TileRows<kTokens> const& rows)
-      : input_(input), rows_(rows) {}
+  CUTLASS_DEVICE RowLoader(LinearInput const& input, TileRows<kTileTokens> const& rows,
+                           int first_token = 0)
+      : input_(input), rows_(rows), first_token_(first_token) {}
 
   // Starts to read the block at `column`.
   CUTLASS_DEVICE void load(int column) {
@@ -154,17 +162,17 @@ class RowLoader {
   }
 
   // Norms what load() has read, and stores it.
-  CUTLASS_DEVICE void store(RowBlock<kTokens>& block) {
+  CUTLASS_DEVICE void store(RowBlock<kTileTokens>& block) {
     Values scale;
     if (input_.norm_weight) {
       scale = ToFloat::convert(norm_weight_);
     }
     CUTLASS_PRAGMA_UNROLL
     for (int i = 0; i < kThreadVecs; ++i) {
-      int const token = this->token(i);
-      if (token >= kTokens) {
+      if (!has_token(i)) {
         continue;
       }
+      int const token = this->token(i);
       Vec vec = vecs_[i];
       if (input_.norm_weight) {
         float const rstd = rows_.rstd[norm_group_][token];
@@ -181,14 +189,19 @@ class RowLoader {
   }
 
  private:
-  CUTLASS_DEVICE static int token(int i) { return (threadIdx.x + i * kThreads) / kBlockVecs; }
+  CUTLASS_DEVICE static bool has_token(int i) { return threadIdx.x + i * kThreads < kVecs; }
+
+  CUTLASS_DEVICE int token(int i) const {
+    return first_token_ + (threadIdx.x + i * kThreads) / kBlockVecs;
+  }
 
   CUTLASS_DEVICE int source_row(int i) const {
-    return token(i) < kTokens ? rows_.source_row[token(i)] : -1;
+    return has_token(i) ? rows_.source_row[token(i)] : -1;
   }
 
   LinearInput const& input_;
-  TileRows<kTokens> const& rows_;
+  TileRows<kTileTokens> const& rows_;
+  int first_token_;
   Vec vecs_[kThreadVecs];
   Vec norm_weight_;
   int norm_group_ = 0;

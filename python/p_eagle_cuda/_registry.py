@@ -53,18 +53,23 @@ def load_library() -> None:
     Raises:
         ImportError: The package has not been built.
     """
-    _compiled()
-    for name in set(_DEFINED) - set(_compiled().cuda_ops()):
+    compiled()
+    for name in set(_DEFINED) - set(compiled().cuda_ops()):
         _LIBRARY.impl(name, _without_kernel(name), "CUDA")
 
 
 def implementations() -> dict[str, dict[str, bool]]:
     """Which implementations each op has: ``{name: {"cpu": bool, "cuda": bool}}``."""
-    in_library = set(_compiled().cuda_ops())
+    in_library = set(compiled().cuda_ops())
     return {name: {"cpu": True, "cuda": name in in_library} for name in sorted(_DEFINED)}
 
 
-def _compiled() -> Any:  # noqa: ANN401 - a compiled module has no type
+def compiled() -> Any:  # noqa: ANN401 - a compiled module has no type
+    """The compiled module.
+
+    Raises:
+        ImportError: The package has not been built.
+    """
     try:
         from p_eagle_cuda import _C
     except ImportError as error:
@@ -169,7 +174,19 @@ def linear_workspace(device: torch.device) -> Tensor:
     if device.type != "cuda":
         return torch.zeros(0, dtype=torch.uint8, device=device)
     num_sms = torch.cuda.get_device_properties(device).multi_processor_count
-    size = _compiled().linear_workspace_bytes(num_sms)
+    size = compiled().linear_workspace_bytes(num_sms)
+    return torch.zeros(size, dtype=torch.uint8, device=device)
+
+
+def lm_head_workspace(device: torch.device, num_samples: int, top_k: int) -> Tensor:
+    """Zeroed scratch memory for `lm_head_topk` of at most so many rows and so large a k.
+
+    For one stream of `device`; none on the CPU.
+    """
+    if device.type != "cuda":
+        return torch.zeros(0, dtype=torch.uint8, device=device)
+    num_sms = torch.cuda.get_device_properties(device).multi_processor_count
+    size = compiled().lm_head_workspace_bytes(num_sms, num_samples, top_k)
     return torch.zeros(size, dtype=torch.uint8, device=device)
 
 

@@ -84,7 +84,8 @@ class Drafter:
         self.top_k = top_k
 
         R, N = max_target_rows + max_requests * (K - 1), max_requests * K
-        H, D, Nq = config.hidden_size, config.head_dim, config.num_heads
+        H, D = config.hidden_size, config.head_dim
+        Nq, Nkv = config.num_heads, config.num_kv_heads
         wide = torch.float64 if dtype == torch.float64 else torch.float32
 
         def new(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
@@ -100,11 +101,13 @@ class Drafter:
             sample_rows=new(N, dtype=torch.int32),
         )
         self._hidden, self._residual, self._concat = new(R, H), new(R, H), new(R, 2 * H)
+        self._attention = ops.allocate_attention(R, max_requests, Nq, Nkv, D, device)
         self._q, self._attended = new(R, Nq, D), new(R, Nq * D)
         self._activated = new(R, config.intermediate_size)
         self._sum_squares = new(-(-H // STATISTIC_COLUMNS) * R, dtype=wide)
         self._workspace = ops.linear_workspace(device)
         self._linear = LinearLayers(weights, config.num_taps, R, self._workspace, linear)
+        self._head_workspace = ops.lm_head_workspace(device, N, top_k)
         self._ids = new(N, top_k, dtype=torch.int64)
         self._logits, self._lse = new(N, top_k, dtype=wide), new(N, dtype=wide)
 
@@ -229,6 +232,12 @@ class Drafter:
             taps, inputs.source_row, num_rows, w.fc, w.input_norm, w.fc_norms, eps,
             out=self._hidden[:R],
         )  # fmt: skip
+        Nq, Nkv, D = config.num_heads, config.num_kv_heads, config.head_dim
+        work = ops.plan_attention(
+            inputs.row_start, inputs.seq_lens, inputs.positions, Nq, Nkv,
+            block_table.shape[1] * self.block_size, 0, False,
+            ops.slice_work(self._attention.work, R, B, Nq, Nkv, D),
+        )  # fmt: skip
         first = w.layers[0]
         assert first.hidden_norm is not None, "layer 0 of a drafter norms the hidden state"
         x, residual = ops.embed_norm_concat(
@@ -244,11 +253,13 @@ class Drafter:
                 x if i == 0 else residual, None if i == 0 else layer.input_norm, layer.qkv,
                 layer.qkv_bias, layer.q_norm, layer.k_norm, w.rope, inputs.positions, inputs.slots,
                 num_rows, cache.k_scale, cache.v_scale, eps, cache.k, cache.v, q=self._q[:R],
-                sum_squares=sums,
+                sum_squares=None if i == 0 else sums, mask_heads=w.mask_heads if i == 0 else None,
+                source_row=inputs.source_row if i == 0 else None,
             )  # fmt: skip
             attended = ops.paged_attention(
                 q, cache.k, cache.v, cache.k_scale, cache.v_scale, block_table, inputs.row_start,
-                inputs.seq_lens, inputs.positions, config.head_dim**-0.5, out=self._attended[:R],
+                inputs.seq_lens, inputs.positions, softmax_scale=D**-0.5, work=work,
+                workspace=self._attention.workspace, out=self._attended[:R],
             )  # fmt: skip
             sums = linear.linear_residual(
                 attended, layer.o, layer.o_bias, num_rows, residual, sums_buffer
@@ -263,6 +274,7 @@ class Drafter:
         ids, logits, lse = ops.lm_head_topk(
             residual, inputs.sample_rows, w.norm, w.lm_head, w.draft_to_target, self.top_k, eps,
             out=(self._ids[: B * K], self._logits[: B * K], self._lse[: B * K]),
+            sum_squares=sums, workspace=self._head_workspace,
         )  # fmt: skip
         shape = (B, K, self.top_k)
         return Drafts(ids.view(shape)[..., 0], ids.view(shape), logits.view(shape), lse.view(B, K))

@@ -68,6 +68,8 @@ class LinearBackend(Protocol):
         *,
         sum_squares: Tensor | None = None,
         weight_scale: Tensor | None = None,
+        mask_heads: Tensor | None = None,
+        source_row: Tensor | None = None,
     ) -> Tensor:
         """`ops.qkv_rope_cache`; returns `q`."""
 
@@ -146,12 +148,15 @@ class FusedLinear:
         *,
         sum_squares: Tensor | None = None,
         weight_scale: Tensor | None = None,
+        mask_heads: Tensor | None = None,
+        source_row: Tensor | None = None,
     ) -> Tensor:
         """See `LinearBackend`."""
         return ops.qkv_rope_cache(
             x, norm_weight, weight, bias, q_norm, k_norm, rope, positions, slots, num_rows,
             k_scale, v_scale, eps, k_cache, v_cache, q, sum_squares=sum_squares,
-            weight_scale=weight_scale, workspace=self.workspace,
+            weight_scale=weight_scale, mask_heads=mask_heads, source_row=source_row,
+            workspace=self.workspace,
         )  # fmt: skip
 
     def linear_residual(
@@ -249,8 +254,11 @@ class TorchLinear:
         *,
         sum_squares: Tensor | None = None,
         weight_scale: Tensor | None = None,
+        mask_heads: Tensor | None = None,
+        source_row: Tensor | None = None,
     ) -> Tensor:
         """See `LinearBackend`."""
+        del mask_heads, source_row  # the product is of all rows, mask rows among them
         _refuse_fp8("qkv_rope_cache", weight_scale)
         width = (q.shape[1] + 2 * k_cache.shape[1]) * q.shape[2]
         check_tensor("qkv_rope_cache", "weight", weight, x.dtype, width, x.shape[-1])

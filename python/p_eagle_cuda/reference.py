@@ -15,6 +15,7 @@ Sources: arXiv 2602.01469 for the method; the row layout, shift and slots are th
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, pad, silu
 
+from p_eagle_cuda.noise import Noise, gumbel
 from p_eagle_cuda.weights import DrafterWeights
 
 STATISTIC_COLUMNS = 64  # of a row, that one sum of squares covers
@@ -205,11 +207,16 @@ def qkv_rope(
     num_kv_heads: int,
     eps: float,
     sums: Tensor | None = None,  # [ceil(Hin / 64), R], see rms_norm
+    mask_heads: Tensor
+    | None = None,  # [(Nq + 2 Nkv) * D], of every mask row in place of the product
+    source_row: Tensor | None = None,  # [R] int32, with mask_heads; negative for a mask row
 ) -> tuple[Tensor, Tensor, Tensor]:  # q [R, Nq, D], k and v [R, Nkv, D]
     """Query, key and value of each row, heads normed where the model does so, then rotated."""
     x = x if norm_weight is None else rms_norm(x, norm_weight, eps, sums)
-    heads = linear(x, weight, bias)
-    return rope_heads(heads, q_norm, k_norm, rope, positions, num_kv_heads, eps)
+    product = linear(x, weight, bias)
+    if mask_heads is not None and source_row is not None:
+        product = torch.where((source_row < 0)[:, None], mask_heads.to(x.dtype), product)
+    return rope_heads(product, q_norm, k_norm, rope, positions, num_kv_heads, eps)
 
 
 def rope_heads(
@@ -252,6 +259,77 @@ def read_cache(cache: Tensor, blocks: Tensor, scale: Tensor, dtype: torch.dtype)
     return x * scale.to(dtype) if cache.dtype.itemsize == 1 else x
 
 
+class AttentionWork(NamedTuple):
+    """How the keys of a pass are divided among the thread blocks of the attention kernel.
+
+    A segment is a tile of ATTENTION_TILE_ROWS packed rows of a request, whose keys every KV head
+    reads in tiles of ATTENTION_TILE_KEYS. All tiles of all heads stand in one line: segments in
+    order, in a segment the heads, in a head its tiles. Block i takes `tiles_per_block` of them,
+    from ``i * tiles_per_block`` on.
+    """
+
+    segments: Tensor  # [S, 7] int32, columns as in ATTENTION_SEGMENT
+    request_segment: Tensor  # [B] int32, the first segment of each request
+    first_segment: Tensor  # [blocks] int32, where each block starts; S: it has nothing to do
+    num_tiles: int
+    tiles_per_block: int
+
+
+ATTENTION_TILE_ROWS, ATTENTION_TILE_KEYS, ATTENTION_MIN_TILES = 128, 64, 4
+ATTENTION_SEGMENT = (
+    "request", "row_tile", "first_tile", "num_tiles", "line_start", "key_begin", "key_end",
+)  # fmt: skip
+TREE_ROWS = 64  # bits of a row's mask
+
+
+def plan_attention(
+    row_start: Tensor,  # [B + 1] int32
+    seq_lens: Tensor,  # [B] int32
+    positions: Tensor,  # [R] int64
+    num_heads: int,
+    num_kv_heads: int,
+    max_keys: int,
+    window: int,
+    is_tree: bool,
+    num_blocks: int,
+    max_segments: int,
+) -> AttentionWork:
+    """Divide the keys that the rows of a pass may see. See `p_eagle_cuda.ops.plan_attention`."""
+    R, group = positions.numel(), num_heads // num_kv_heads
+    starts = [min(max(x, 0), R) for x in row_start.tolist()]
+    segments: list[list[int]] = []
+    request_segment, line = [], 0
+    for b, length in enumerate(seq_lens.tolist()):
+        request_segment.append(min(len(segments), max_segments))
+        first, end = starts[b], max(starts[b], starts[b + 1])
+        length = min(max(length, 0), max_keys)
+        for row_tile in range(-(-(end - first) * group // ATTENTION_TILE_ROWS)):
+            first_row = first + row_tile * ATTENTION_TILE_ROWS // group
+            last_row = min(first + ((row_tile + 1) * ATTENTION_TILE_ROWS - 1) // group, end - 1)
+            oldest = int(positions[first if is_tree else first_row])
+            newest = int(positions[last_row])
+            if is_tree:
+                newest = oldest + min(end - first, TREE_ROWS) - 1
+            key_end = min(max(newest + 1, 0), length)
+            key_begin = min(max(oldest - window + 1, 0), key_end) if window else 0
+            first_tile = key_begin // ATTENTION_TILE_KEYS
+            num_tiles = max(-(-key_end // ATTENTION_TILE_KEYS) - first_tile, 1)
+            if len(segments) < max_segments:
+                segments.append([b, row_tile, first_tile, num_tiles, line, key_begin, key_end])
+                line += num_tiles * num_kv_heads
+    share = max(-(-line // num_blocks), ATTENTION_MIN_TILES)
+    ends = [s[4] + s[3] * num_kv_heads for s in segments]
+    return AttentionWork(
+        segments=torch.tensor(segments, dtype=torch.int32).view(-1, len(ATTENTION_SEGMENT)),
+        request_segment=torch.tensor(request_segment, dtype=torch.int32),
+        first_segment=torch.tensor(
+            [bisect.bisect_right(ends, i * share) for i in range(num_blocks)], dtype=torch.int32
+        ),
+        num_tiles=line,
+        tiles_per_block=share,
+    )
+
+
 def paged_attention(
     q: Tensor,  # [R, Nq, D]
     k_cache: Tensor,  # [blocks, Nkv, block_size, D]
@@ -263,13 +341,17 @@ def paged_attention(
     seq_lens: Tensor,  # [B] int32
     positions: Tensor,  # [R] int64
     softmax_scale: float,
+    tree_mask: Tensor | None = None,  # [R] int64
+    sinks: Tensor | None = None,  # [Nq] float32
+    window: int = 0,
 ) -> Tensor:  # [R, Nq * D], zero for rows of no request
     """Causal attention by absolute position: a row sees its request's keys up to its own.
 
-    A request without keys attends to nothing and gets zeros.
+    A row that sees no key gets zeros.
 
     For a mask row these are the context, the real rows of this pass and the earlier mask rows,
     because every row has stored its key before any row looks: P-EAGLE's parallel mask.
+    `visible_keys` has the other masks.
     """
     Nkv, block_size = k_cache.shape[1:3]
     compute = widen(q).dtype
@@ -279,15 +361,42 @@ def paged_attention(
         rows = slice(starts[b], starts[b + 1])
         if starts[b] == starts[b + 1]:
             continue
+        length = min(max(length, 0), block_table.shape[1] * block_size)
         blocks = block_table[b, : -(-length // block_size)]
         k = read_cache(k_cache, blocks, k_scale, compute)[:, :length]
         v = read_cache(v_cache, blocks, v_scale, compute)[:, :length]
         grouped = q[rows].to(compute).unflatten(1, (Nkv, -1))  # [rows, Nkv, group, D]
         scores = torch.einsum("rngd,nkd->ngrk", grouped, k) * softmax_scale
-        hidden = torch.arange(length, device=q.device) > positions[rows, None]
-        weights = scores.masked_fill(hidden, float("-inf")).softmax(dim=-1)
+        mask = None if tree_mask is None else tree_mask[rows]
+        visible = visible_keys(length, positions[rows], mask, window)
+        scores = scores.masked_fill(~visible, float("-inf"))
+        if sinks is not None:
+            sink = sinks.to(compute).view(Nkv, -1, 1, 1).expand(*scores.shape[:3], 1)
+            scores = torch.cat([scores, sink], dim=-1)
+        weights = scores.softmax(dim=-1)[..., :length]
+        weights = weights.masked_fill(~visible.any(dim=-1, keepdim=True), 0)
         out[rows] = torch.einsum("ngrk,nkd->rngd", weights, v).flatten(1, 2).to(q.dtype)
     return out.flatten(1)
+
+
+def visible_keys(
+    length: int, positions: Tensor, tree_mask: Tensor | None, window: int
+) -> Tensor:  # [rows, length] bool
+    """Which keys, by position in the cache, each of a request's rows may see.
+
+    Without a mask: those up to the row's position, of which a window leaves the last `window`.
+
+    With one: new row j, the j-th of the request, has its key at ``positions[0] + j``, and bit j of
+    a row's mask says whether the row sees it; new keys past the 64th nobody sees. All keys before
+    ``positions[0]`` are visible, of which a window leaves those above ``position - window``.
+    """
+    key = torch.arange(length, device=positions.device)
+    in_window = key > positions[:, None] - window if window else torch.ones_like(key).bool()
+    if tree_mask is None:
+        return (key <= positions[:, None]) & in_window
+    new = key - positions[0]
+    is_seen = (tree_mask[:, None] >> new.clamp(0, TREE_ROWS - 1)) & 1 == 1
+    return torch.where(new < 0, in_window, is_seen & (new < TREE_ROWS))
 
 
 def linear_residual(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
@@ -317,27 +426,32 @@ def lm_head_topk(
     top_k: int,
     eps: float,
     sums: Tensor | None = None,  # [ceil(H / 64), R], see rms_norm
+    vocab_subset: Tensor | None = None,  # [S] int32, ascending: the draft ids there are
+    noise: Noise | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # ids [N, k] int64, logits [N, k], lse [N]
     """The k largest logits of each sampled row, largest first, and the log-sum-exp of all.
 
     Equal logits: the lower draft id first. A NaN logit counts as -inf. Rows with sample_rows < 0
-    give id -1 and -inf.
+    give id -1 and -inf. With `noise`, where a row's temperature t is above zero, its logits are
+    divided by t, and the order is that of logits + `gumbel`: a sample without replacement of
+    softmax(logits), in the order of the draws. What is returned has no noise in it.
     """
     is_row, rows = sample_rows >= 0, sample_rows.clamp(min=0).long()
     sums = None if sums is None else sums[:, rows]
-    logits = linear(rms_norm(x[rows], norm_weight, eps, sums), weight)
-    logits = widen(logits).masked_fill(logits.isnan() | ~is_row[:, None], float("-inf"))
-    lse = logits.logsumexp(dim=-1)
-    rest, ids, values = logits.clone(), [], []
-    for _ in range(top_k):  # argmax takes the first of equals, which torch.topk does not promise
-        best = rest.argmax(dim=-1, keepdim=True)
-        values.append(logits.gather(1, best))
-        ids.append(best)
-        rest.scatter_(1, best, float("-inf"))
-    best_ids = torch.cat(ids, dim=1)
-    if draft_to_target is not None:
-        best_ids = draft_to_target[best_ids]
-    return best_ids.masked_fill(~is_row[:, None], -1), torch.cat(values, dim=1), lse
+    draft_ids = torch.arange(len(weight), device=x.device)
+    if vocab_subset is not None:
+        draft_ids, weight = vocab_subset.long(), weight[vocab_subset.long()]
+    logits = widen(linear(rms_norm(x[rows], norm_weight, eps, sums), weight))
+    added: Tensor | float = 0.0
+    if noise is not None:
+        t = noise.temperature[:, None]
+        logits = logits / torch.where(t > 0, t, 1.0).to(logits.dtype)
+        added = gumbel(noise.keys[:, None], noise.positions[:, None], draft_ids) * (t > 0)
+    logits = logits.masked_fill(logits.isnan() | ~is_row[:, None], float("-inf"))
+    # Stable, which torch.topk is not: of equals the first.
+    best = (logits + added).sort(dim=-1, descending=True, stable=True).indices[:, :top_k]
+    ids = draft_ids[best] if draft_to_target is None else draft_to_target[draft_ids[best]]
+    return ids.masked_fill(~is_row[:, None], -1), logits.gather(1, best), logits.logsumexp(dim=-1)
 
 
 class LayerCache(NamedTuple):

@@ -55,6 +55,8 @@ class DrafterWeights:
     input_norm: Tensor | None  # [n Ht], with norm_before_fc
     fc_norms: Tensor | None  # [n, Ht], with fc_norm
     mask_hidden: Tensor  # [H], already through the norms before fc, and fc
+    # The first layer's q, k and v of a mask row, not rotated: the input of all of them is the same.
+    mask_heads: Tensor  # [(Nq + 2 Nkv) D] float32, float64 for float64
     layers: tuple[LayerWeights, ...]
     norm: Tensor  # [H]
     lm_head: Tensor  # [Vd, H]
@@ -264,6 +266,9 @@ def load_drafter_weights(
         input_norm=input_norm,
         fc_norms=fc_norms,
         mask_hidden=mask_hidden,
+        mask_heads=_mask_heads(
+            layers[0], embedding[config.mask_token_id], mask_hidden, config.rms_norm_eps
+        ),
         layers=layers,
         norm=norm,
         lm_head=lm_head,
@@ -302,6 +307,22 @@ def _project(
         scale = (chunks.square().mean(dim=1, keepdim=True) + eps).rsqrt()
         x = (chunks * scale * fc_norms.to(dtype)).flatten()
     return (fc.to(dtype) @ x).to(fc.dtype)
+
+
+def _mask_heads(
+    first: LayerWeights, mask_embedding: Tensor, mask_hidden: Tensor, eps: float
+) -> Tensor:
+    """Queries, keys and values of a mask row in the first layer, before they are rotated."""
+    wide = torch.promote_types(mask_hidden.dtype, torch.float32)
+
+    def norm(x: Tensor, weight: Tensor) -> Tensor:
+        x = x.to(wide)
+        return x * (x.square().mean() + eps).rsqrt() * weight.to(wide)
+
+    assert first.hidden_norm is not None, "the first layer of a drafter norms the hidden state"
+    x = torch.cat([norm(mask_embedding, first.input_norm), norm(mask_hidden, first.hidden_norm)])
+    heads = first.qkv.to(wide) @ x
+    return heads if first.qkv_bias is None else heads + first.qkv_bias.to(wide)
 
 
 def _of_target(

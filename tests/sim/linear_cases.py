@@ -118,6 +118,7 @@ def qkv_rope_cache(
         "x": x, "norm_weight": norm_weight(Hin, dtype=dtype) if has_norm else None,
         "sum_squares": reference.sum_squares(x) if has_norm else None, "weight": weight,
         "weight_scale": scale, "bias": randn(rows, dtype=dtype) if has_bias else None,
+        "mask_heads": None, "source_row": None,
         "q_norm": norm_weight(D, dtype=dtype) if norms_heads else None,
         "k_norm": norm_weight(D, dtype=dtype) if norms_heads else None,
         "rope": torch.cat([angles.cos(), angles.sin()], -1),
@@ -149,7 +150,8 @@ def expected(name: str, a: Arguments) -> dict[str, Tensor]:
         return {"residual": reference.linear_residual(a["x"][:n], weight, bias, residual)}
     q, k, v = reference.qkv_rope(
         a["x"][:n], a["norm_weight"], weight, a["bias"], a["q_norm"], a["k_norm"], a["rope"],
-        a["positions"][:n], a["k_cache"].shape[1], a["eps"],
+        a["positions"][:n], a["k_cache"].shape[1], a["eps"], None, a["mask_heads"],
+        None if a["source_row"] is None else a["source_row"][:n],
     )  # fmt: skip
     return {"q": q, "k": k, "v": v}
 

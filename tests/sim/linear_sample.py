@@ -83,6 +83,7 @@ SAMPLES = {
             CSRC / "ops.h",
             CSRC / "common" / "launch.h",
             CSRC / "common" / "reduce.cuh",
+            CSRC / "common" / "arrival.cuh",
             *(
                 CSRC / "linear" / file
                 for file in (

@@ -1,8 +1,8 @@
 """The sample kernels: every kernel that is run as it is, and with planted bugs.
 
 Those in `samples/` are small, known to be right, and synchronise in the ways the project's kernels
-do; those of `project_kernels` are the project's own. `test_samples.py` runs them as they are,
-`test_planted_bugs.py` with errors.
+do; those of `project_kernels` and `attention_kernels` are the project's own. `test_samples.py` runs
+them as they are, `test_planted_bugs.py` with errors.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sim import linear_sample, project_kernels, rows_sample
+from sim import attention_kernels, head_sample, linear_sample, project_kernels, rows_sample
 from sim.sample import BF16_ERROR, CSRC, FLOAT_ERROR, FOLDER, Run, Sample, randn, source
 
 
@@ -149,5 +149,7 @@ SAMPLES: dict[str, Sample] = {
     "named_barriers": Sample(named_barriers, source("named_barriers")),
     **project_kernels.SAMPLES,
     **linear_sample.SAMPLES,
+    **attention_kernels.SAMPLES,
     **rows_sample.SAMPLES,
+    **head_sample.SAMPLES,
 }

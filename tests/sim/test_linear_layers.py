@@ -130,6 +130,27 @@ def test_caches(head_dim: int, cache_dtype: torch.dtype, has_norm: bool) -> None
     run("qkv_rope_cache", arguments)
 
 
+@pytest.mark.parametrize("norms_heads", [False, True])
+def test_mask_rows_of_the_first_layer(norms_heads: bool) -> None:
+    """Their heads are given, and their rows of x are not read."""
+    arguments = linear_cases.qkv_rope_cache(
+        10, 12, (2, 1, 64), 128, has_norm=False, has_bias=True, norms_heads=norms_heads
+    )
+    is_mask = torch.arange(12) % 3 > 0
+    arguments["source_row"] = torch.where(is_mask, -1, torch.arange(12)).int()
+    arguments["mask_heads"] = torch.randn(4 * 64)
+    after = copy(arguments)
+    after["x"][is_mask] = torch.nan
+    torch_ops.call("qkv_rope_cache", after, RACE)
+    assert_right("qkv_rope_cache", arguments, after)
+
+
+@every_call
+def test_an_empty_batch(call: str) -> None:
+    name, make = CALLS[call]
+    assert torch_ops.call(name, make(0, 0), RACE) == []
+
+
 @pytest.mark.parametrize("cache_dtype", [E4M3, E5M2], ids=str)
 def test_fp8_caches_saturate(cache_dtype: torch.dtype) -> None:
     arguments = linear_cases.qkv_rope_cache(4, 4, (1, 1, 64), 64, cache_dtype=cache_dtype)
@@ -174,7 +195,7 @@ def test_a_row_gets_the_same_bits_in_any_batch(call: str) -> None:
     rowwise = ("x", "residual", "out", "q", "positions", "slots", "source_row")
     for max_rows, row in ((1, 5), (8, 20), (16, 31)):
         part = copy(whole)
-        for argument in set(rowwise) & set(part):
+        for argument in (x for x in rowwise if part.get(x) is not None):
             part[argument] = part[argument].roll(max_rows - 1 - row, 0)[:max_rows].contiguous()
         if part.get("sum_squares") is not None:
             sums = part["sum_squares"].roll(max_rows - 1 - row, 1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +95,15 @@ def written_arguments(name: str) -> list[str]:
     return [x.name for x in schema.arguments if x.alias_info and x.alias_info.is_write]
 
 
-def guarded(session: Session, name: str, arguments: Arguments) -> Arguments:
+def guarded(
+    session: Session, name: str, arguments: Arguments, also_written: Sequence[str] = ()
+) -> Arguments:
     """The arguments of an op with every tensor copied into a buffer of `session`.
 
-    Tensors that share memory, such as the two halves of a cache, still do.
+    Tensors that share memory, such as the two halves of a cache, still do. Other ops may write the
+    buffers named in `also_written`.
     """
-    written = written_arguments(name)
+    written = [*written_arguments(name), *also_written]
     groups: dict[int, list[tuple[str, Tensor]]] = {}
     for label, tensor in _tensors(arguments):
         groups.setdefault(tensor.untyped_storage().data_ptr(), []).append((label, tensor))

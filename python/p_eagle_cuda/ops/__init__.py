@@ -16,14 +16,27 @@ Wrong dtypes, shapes or strides raise ValueError (RuntimeError from CUDA impleme
 message that names the argument, what it must be and what it is.
 """
 
-from p_eagle_cuda._registry import implementations, linear_workspace, load_library
-from p_eagle_cuda.ops.attention import paged_attention
+from p_eagle_cuda._registry import (
+    implementations,
+    linear_workspace,
+    lm_head_workspace,
+    load_library,
+)
+from p_eagle_cuda.ops.attention import (
+    AttentionBuffers,
+    allocate_attention,
+    paged_attention,
+    plan_attention,
+    slice_work,
+)
 from p_eagle_cuda.ops.head import lm_head_topk
 from p_eagle_cuda.ops.inputs import embed_norm_concat, prepare_inputs, project_taps
 from p_eagle_cuda.ops.layers import linear_residual, norm_swiglu, qkv_rope_cache
 from p_eagle_cuda.ops.rows import gate_rows, gather_taps, norm_rows, rope_cache
 
 __all__ = [
+    "AttentionBuffers",
+    "allocate_attention",
     "embed_norm_concat",
     "gate_rows",
     "gather_taps",
@@ -31,13 +44,16 @@ __all__ = [
     "linear_residual",
     "linear_workspace",
     "lm_head_topk",
+    "lm_head_workspace",
     "norm_rows",
     "norm_swiglu",
     "paged_attention",
+    "plan_attention",
     "prepare_inputs",
     "project_taps",
     "qkv_rope_cache",
     "rope_cache",
+    "slice_work",
 ]
 
 load_library()

@@ -33,6 +33,8 @@ def _qkv_rope_cache(
     weight: Tensor,
     weight_scale: Tensor | None,
     bias: Tensor | None,
+    mask_heads: Tensor | None,
+    source_row: Tensor | None,
     q_norm: Tensor | None,
     k_norm: Tensor | None,
     rope: Tensor,
@@ -68,6 +70,13 @@ def _qkv_rope_cache(
     if bias is not None:
         check_tensor(op, "bias", bias, dtype, heads * D)
     check(
+        (mask_heads is None) == (source_row is None),
+        f"{op}: `mask_heads` and `source_row` must both be given or both be None",
+    )
+    if mask_heads is not None and source_row is not None:
+        check_tensor(op, "source_row", source_row, torch.int32, R)
+        check_tensor(op, "mask_heads", mask_heads, wide_dtype(dtype), heads * D)
+    check(
         (q_norm is None) == (k_norm is None),
         f"{op}: `q_norm` and `k_norm` must both be given or both be None",
     )
@@ -89,7 +98,8 @@ def _qkv_rope_cache(
         sums = None if sum_squares is None else sum_squares[:, :n]
         q[:n], k, v = reference.qkv_rope(
             x[:n], norm_weight, reference.dequantize(weight, weight_scale, dtype), bias, q_norm,
-            k_norm, rope, positions[:n], k_cache.shape[1], eps, sums,
+            k_norm, rope, positions[:n], k_cache.shape[1], eps, sums, mask_heads,
+            None if source_row is None else source_row[:n],
         )  # fmt: skip
         reference.write_cache(k, slots[:n], k_cache, k_scale)
         reference.write_cache(v, slots[:n], v_cache, v_scale)
@@ -99,9 +109,10 @@ def _qkv_rope_cache(
 
 define(
     "qkv_rope_cache(Tensor x, Tensor? norm_weight, Tensor? sum_squares, Tensor weight, "
-    "Tensor? weight_scale, Tensor? bias, Tensor? q_norm, Tensor? k_norm, Tensor rope, "
-    "Tensor positions, Tensor slots, Tensor num_rows, Tensor k_scale, Tensor v_scale, float eps, "
-    "Tensor(a!) q, Tensor(b!) k_cache, Tensor(c!) v_cache, Tensor(d!) workspace) -> ()",
+    "Tensor? weight_scale, Tensor? bias, Tensor? mask_heads, Tensor? source_row, Tensor? q_norm, "
+    "Tensor? k_norm, Tensor rope, Tensor positions, Tensor slots, Tensor num_rows, "
+    "Tensor k_scale, Tensor v_scale, float eps, Tensor(a!) q, Tensor(b!) k_cache, "
+    "Tensor(c!) v_cache, Tensor(d!) workspace) -> ()",
     _qkv_rope_cache,
 )
 
@@ -126,6 +137,8 @@ def qkv_rope_cache(
     *,
     sum_squares: Tensor | None = None,
     weight_scale: Tensor | None = None,
+    mask_heads: Tensor | None = None,
+    source_row: Tensor | None = None,
     workspace: Tensor | None = None,
 ) -> Tensor:
     """Project to query, key and value, rotate, and store key and value in the paged cache.
@@ -153,6 +166,11 @@ def qkv_rope_cache(
             once more if None.
         weight_scale: ``[(Nq + 2 Nkv) * D]`` float32, of the rows of a float8_e4m3fn weight; None
             for others.
+        mask_heads: ``[(Nq + 2 Nkv) * D]`` float32 (float64 for float64), what the projection and
+            its bias make of every mask row of the first layer, whose input is always the same;
+            None: mask rows are multiplied like the others.
+        source_row: ``[R]`` int32 from `prepare_inputs`, with `mask_heads`; negative marks a mask
+            row, whose row of x is not read on CUDA.
         workspace: Zeroed memory of this stream from `linear_workspace`; allocated if None.
 
     Returns:
@@ -168,8 +186,9 @@ def qkv_rope_cache(
     if workspace is None:
         workspace = linear_workspace(x.device)
     torch.ops.p_eagle.qkv_rope_cache(
-        x, norm_weight, sum_squares, weight, weight_scale, bias, q_norm, k_norm, rope, positions,
-        slots, num_rows, k_scale, v_scale, eps, q, k_cache, v_cache, workspace,
+        x, norm_weight, sum_squares, weight, weight_scale, bias, mask_heads, source_row, q_norm,
+        k_norm, rope, positions, slots, num_rows, k_scale, v_scale, eps, q, k_cache, v_cache,
+        workspace,
     )  # fmt: skip
     return q
 

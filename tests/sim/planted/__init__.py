@@ -1,9 +1,11 @@
 """Kernels with one error each: tables of what the emulator must find."""
 
 from sim.planted import (
+    attention,
     copies,
     gemms,
     linear_layers,
+    lm_head_topk,
     project,
     reductions,
     rows,
@@ -18,6 +20,8 @@ BUGS: tuple[Bug, ...] = (
     *warps_and_launches.BUGS,
     *project.BUGS,
     *linear_layers.BUGS,
+    *lm_head_topk.BUGS,
+    *attention.BUGS,
     *rows.BUGS,
 )
 

@@ -7,6 +7,7 @@ from functools import partial
 from sim.planted.bug import WRONG_RESULT, Bug
 
 _kernel = partial(Bug, "linear_layers", file="kernel.cuh")
+_arrival = partial(Bug, "linear_layers", file="arrival.cuh")
 _rows = partial(Bug, "linear_layers", file="rows.cuh")
 _weights = partial(Bug, "linear_layers", file="weights.cuh")
 _partition = partial(Bug, "linear_layers", file="partition.h")
@@ -74,32 +75,32 @@ BUGS = (
         "      store_partial(blockIdx.x, begin <= tile_begin, acc);\n",
         finds="race",
     ),
-    _kernel(
+    _arrival(
         "arrives without a fence",
-        "        __threadfence();  // what the CTA has stored comes before its arrival\n",
+        "  fence_device();  // what the CTA has stored comes before its arrival\n",
         finds="race",
     ),
-    _kernel(
+    _arrival(
         "adds without a fence",
-        "        __threadfence();  // and what the others have stored before theirs is read "
-        "after it\n",
+        "  fence_device();  // what the others have stored before theirs comes before what is read "
+        "now\n",
         finds="race",
     ),
-    _kernel(
+    _arrival(
         "counter not reset",
-        "          *counter = 0;  // for the next kernel\n",
+        "    *counter = 0;  // for the next kernel\n",
         finds=WRONG_RESULT,
     ),
-    _kernel(
+    _arrival(
         "one arrival too few awaited",
-        "== last_cta - first_cta;",
-        "== last_cta - first_cta - 1;",
+        "== num_ctas - 1;",
+        "== num_ctas - 2;",
         finds="race",
     ),
     _kernel(
         "one counter for all tiles",
-        "counters() + first_cta;",
-        "counters();",
+        "counters() + first_cta,",
+        "counters(),",
         finds=WRONG_RESULT,
     ),
     _kernel(
@@ -116,8 +117,8 @@ BUGS = (
     ),
     _kernel(
         "nobody waits to hear who is last",
-        "        shared_.is_last = is_last;\n      }\n      __syncthreads();\n",
-        "        shared_.is_last = is_last;\n      }\n",
+        "last_cta - first_cta + 1);\n      }\n      __syncthreads();\n",
+        "last_cta - first_cta + 1);\n      }\n",
         finds="race",
     ),
     _rows(

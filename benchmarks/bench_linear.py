@@ -1,0 +1,239 @@
+"""The linear layers at decode sizes: the fused kernels against cuBLAS, weights not in L2.
+
+For each weight of a drafter and each number of rows: microseconds, GB/s, the share of the measured
+copy bandwidth, and the ratio to cuBLAS. The fused op does all of its layer; cuBLAS is timed for the
+product alone, without the norm, the activation, the rotation or the cache that go with it, so the
+comparison favours cuBLAS. Results are checked against cuBLAS before anything is timed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from p_eagle_cuda import ops
+from p_eagle_cuda.arguments import OneLineParser, positive_int
+from p_eagle_cuda.config import RopeConfig
+from p_eagle_cuda.errors import PEagleError
+from p_eagle_cuda.kv_cache import allocate_cache
+from p_eagle_cuda.rope import rope_table
+from shapes import DRAFTERS, DrafterShape
+from timing import Call, copy_bandwidth, environment, num_copies, time_candidates
+
+E4M3 = torch.float8_e4m3fn
+BLOCK_SIZE = 16
+EPS = 1e-5
+# bf16 rounding of a result of order one, on either side
+TOLERANCE = 0.05
+
+
+class BenchmarkError(PEagleError):
+    """Something that makes a measurement pointless."""
+
+
+class Layer:
+    """One linear layer of a drafter on some copies of its weight."""
+
+    def __init__(
+        self, name: str, shape: DrafterShape, num_rows: int, is_e4m3: bool, device: torch.device,
+        copies: int,
+    ) -> None:  # fmt: skip
+        self.name, self.shape, self.device = name, shape, device
+        self.rows, self.columns = shape.linear_layers()[name]
+        R = num_rows
+        self.num_rows = torch.tensor([R], dtype=torch.int32, device=device)
+        self.x = torch.randn(R, self.columns, device=device).bfloat16()
+        self.weights = [
+            (torch.randn(self.rows, self.columns, device=device) / self.columns**0.5).bfloat16()
+            for _ in range(copies)
+        ]
+        self.quantised: list[tuple[Tensor, Tensor]] = []
+        if is_e4m3:
+            self.quantised = [quantise(weight) for weight in self.weights]
+        self.workspace = ops.linear_workspace(device)
+        self.product = torch.empty(R, self.rows, device=device, dtype=torch.bfloat16)
+
+    @property
+    def weight_bytes(self) -> int:
+        """That one call reads."""
+        return self.rows * self.columns * (1 if self.quantised else 2)
+
+    def cublas(self) -> list[Call]:
+        """The product alone, with bf16 weights."""
+
+        def call(weight: Tensor) -> Call:
+            return lambda: torch.mm(self.x, weight.T, out=self.product)
+
+        return [call(weight) for weight in self.weights]
+
+    def fused(self) -> list[Call]:
+        """The op that does this layer, and what it writes in `self.result`."""
+        make: dict[str, Callable[[Tensor, Tensor | None], Call]] = {
+            "fc": self._project_taps,
+            "qkv of the first layer": self._qkv,
+            "qkv": self._qkv,
+            "o": self._residual,
+            "gate_up": self._swiglu,
+            "down": self._residual,
+        }
+        pairs = self.quantised or [(weight, None) for weight in self.weights]
+        return [make[self.name](weight, scale) for weight, scale in pairs]
+
+    def _project_taps(self, weight: Tensor, scale: Tensor | None) -> Call:
+        R, H = self.x.shape[0], self.rows
+        taps = [x.contiguous() for x in self.x.split(self.columns // self.shape.num_taps, dim=1)]
+        source_row = torch.arange(R, dtype=torch.int32, device=self.device)
+        self.result = self.x.new_empty(R, H)
+        return lambda: ops.project_taps(
+            taps, source_row, self.num_rows, weight, None, None, EPS, self.result,
+            weight_scale=scale, workspace=self.workspace,
+        )  # fmt: skip
+
+    def _residual(self, weight: Tensor, scale: Tensor | None) -> Call:
+        R, H = self.x.shape[0], self.rows
+        self.result = self.x.new_zeros(R, H)
+        sums = torch.empty(-(-H // 64), R, device=self.device)
+        return lambda: ops.linear_residual(
+            self.x, weight, None, self.num_rows, self.result, sums, weight_scale=scale,
+            workspace=self.workspace,
+        )  # fmt: skip
+
+    def _norm(self) -> tuple[Tensor, Tensor]:
+        sums = self.x.float().square().unflatten(1, (-1, 64)).sum(-1).T.contiguous()
+        return torch.ones_like(self.x[0]), sums
+
+    def _swiglu(self, weight: Tensor, scale: Tensor | None) -> Call:
+        norm, sums = self._norm()
+        self.result = self.x.new_empty(self.x.shape[0], self.rows // 2)
+        return lambda: ops.norm_swiglu(
+            self.x, norm, weight, self.num_rows, EPS, self.result, sum_squares=sums,
+            gate_up_scale=scale, workspace=self.workspace,
+        )  # fmt: skip
+
+    def _qkv(self, weight: Tensor, scale: Tensor | None) -> Call:
+        s, R = self.shape, self.x.shape[0]
+        norm, sums = (None, None) if "first" in self.name else self._norm()
+        (cache,) = allocate_cache(
+            1, R // BLOCK_SIZE + 1, s.num_kv_heads, BLOCK_SIZE, s.head_dim, E4M3, self.device
+        )
+        rope = rope_table(RopeConfig(), s.head_dim, 4096).to(self.device)
+        positions = torch.arange(R, device=self.device)
+        self.result = self.x.new_empty(R, s.num_heads, s.head_dim)
+        return lambda: ops.qkv_rope_cache(
+            self.x, norm, weight, None, None, None, rope, positions, positions, self.num_rows,
+            cache.k_scale, cache.v_scale, EPS, cache.k, cache.v, self.result, sum_squares=sums,
+            weight_scale=scale, workspace=self.workspace,
+        )  # fmt: skip
+
+    def check(self) -> None:
+        """The fused op and float32 agree, where the op does nothing but multiply.
+
+        Raises:
+            BenchmarkError: They do not.
+        """
+        if self.name not in ("fc", "o", "down"):
+            return
+        (call, *_) = self.fused()
+        call()
+        weight = self.weights[0].float()
+        if self.quantised:
+            weight = self.quantised[0][0].float() * self.quantised[0][1][:, None]
+        error = (self.result.float() - self.x.float() @ weight.T).abs().max().item()
+        if not error <= TOLERANCE:
+            raise BenchmarkError(f"{self.name}: the fused op is {error:.3g} off, not worth timing")
+
+
+def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """e4m3 with a scale for each row."""
+    scale = weight.float().abs().amax(dim=1) / torch.finfo(E4M3).max
+    return (weight.float() / scale[:, None]).to(E4M3), scale
+
+
+def measure(
+    drafters: list[str], rows: list[int], formats: list[str], device: torch.device
+) -> dict[str, Any]:
+    """Time every layer of every drafter, once where two share a shape."""
+    bandwidth = copy_bandwidth(device)
+    cases = {
+        (shape.linear_layers()[layer], fmt, R): (drafter, layer)
+        for drafter in drafters
+        for shape in [DRAFTERS[drafter]]
+        for layer in shape.linear_layers()
+        for fmt in formats
+        for R in rows
+    }
+    results = []
+    for ((N, K), fmt, R), (drafter, name) in tqdm(cases.items(), unit="case"):
+        shape, is_e4m3 = DRAFTERS[drafter], fmt == "e4m3"
+        copies = num_copies(N * K * (1 if is_e4m3 else 2), device)
+        layer = Layer(name, shape, R, is_e4m3, device, copies)
+        layer.check()
+        timings = time_candidates({"fused": layer.fused(), "cublas": layer.cublas()})
+        fused_us, cublas_us = timings["fused"].median_us, timings["cublas"].median_us
+        gigabytes = layer.weight_bytes / (fused_us * 1e-6)
+        results.append({
+            "drafter": drafter, "layer": name, "rows_of_weight": N, "columns": K, "weight": fmt,
+            "rows": R, "copies": copies, "fused": timings["fused"].as_json(),
+            "cublas_bf16": timings["cublas"].as_json(), "gb_per_s": round(gigabytes / 1e9, 1),
+            "share_of_copy": round(gigabytes / bandwidth, 3),
+            "cublas_over_fused": round(cublas_us / fused_us, 3),
+        })  # fmt: skip
+    shapes = {name: asdict(DRAFTERS[name]) for name in drafters}
+    return {
+        **environment(), "copy_gb_per_s": round(bandwidth / 1e9, 1), "drafters": shapes,
+        "results": results,
+    }  # fmt: skip
+
+
+def table(report: dict[str, Any]) -> str:
+    """Markdown, a line for each case."""
+    lines = [
+        "| Weight | | Rows | Fused us | GB/s | of copy | cuBLAS us | cuBLAS / fused |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {r['drafter']} {r['layer']} [{r['rows_of_weight']}, {r['columns']}] | {r['weight']} "
+        f"| {r['rows']} | {r['fused']['median_us']:.2f} | {r['gb_per_s']:.0f} "
+        f"| {r['share_of_copy']:.0%} | {r['cublas_bf16']['median_us']:.2f} "
+        f"| {r['cublas_over_fused']:.2f} |"
+        for r in report["results"]
+    ]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Measure, print a table, write the JSON that was asked for."""
+    options = _parser().parse_args()
+    try:
+        if not torch.cuda.is_available():
+            raise BenchmarkError("needs a CUDA device; there is none, so nothing is measured")
+        report = measure(options.drafter, options.rows, options.weights, torch.device("cuda"))
+        print(table(report))
+        if options.json:
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    except (PEagleError, OSError) as error:
+        print(f"bench_linear: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> OneLineParser:
+    parser = OneLineParser(description=__doc__.split("\n", 1)[0] if __doc__ else None)
+    parser.add_argument("--drafter", choices=DRAFTERS, nargs="+", default=["gpt-oss-20b"])
+    parser.add_argument("--rows", type=positive_int, nargs="+", default=[1, 7, 10, 14, 16, 24, 32])
+    parser.add_argument("--weights", choices=["bf16", "e4m3"], nargs="+", default=["bf16", "e4m3"])
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""A whole `Drafter` on the emulator: Python, host layer and kernels, on the memory of the CPU."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from op_cases import EMULATED_SMS
+from p_eagle_cuda import _C, Drafter, ops
+from p_eagle_cuda.ops import attention
+from sim import torch_ops
+from sim.emulator import Session, Settings
+
+ATTENTION_BLOCKS = 5  # thread blocks that share the attention of a pass
+
+
+@dataclass(frozen=True)
+class AdoptedMemory:
+    """Memory that torch has allocated, with no pages around it; stands for a `Buffer`."""
+
+    name: str
+    address: int
+    size: int
+    read_only: bool
+    initialized: bool
+
+
+@contextlib.contextmanager
+def emulated(
+    monkeypatch: pytest.MonkeyPatch, settings: Settings, **options: Any
+) -> Iterator[tuple[Drafter, Session]]:
+    """A drafter whose ops run on the emulator.
+
+    Its weights may not be written, and its buffers and caches count as uninitialised until a kernel
+    has written them. Inputs of a pass must be told to the session by `give`.
+
+    Args:
+        monkeypatch: Of the test.
+        settings: Of the emulator.
+        options: Of `Drafter.from_pretrained`, the path among them.
+    """
+    with monkeypatch.context() as patch:
+        # What has no size on a CPU.
+        patch.setattr(attention, "attention_blocks", lambda *_: ATTENTION_BLOCKS)
+        size = _C.linear_workspace_bytes(EMULATED_SMS)
+        patch.setattr(ops, "linear_workspace", lambda _: torch.zeros(size, dtype=torch.uint8))
+        # torch's own products would not wait for the emulator's kernels.
+        drafter = Drafter.from_pretrained(linear="fused", **options)
+        size = _C.attention_workspace_bytes(ATTENTION_BLOCKS, drafter.config.head_dim)
+        workspace = torch.zeros(size, dtype=torch.uint8)
+        drafter._attention = drafter._attention._replace(workspace=workspace)
+        with torch_ops.emulator().session(settings) as session:
+            patch.setattr(torch.ops, "p_eagle", torch.ops.p_eagle_sim)
+            _adopt(session, "weights", drafter.weights, read_only=True, initialized=True)
+            zeroed = {"_workspace", "_head_workspace"}
+            for name, value in vars(drafter).items():
+                if name not in ("weights", "config"):
+                    _adopt(session, name, value, read_only=False, initialized=name in zeroed)
+            yield drafter, session
+
+
+def give(session: Session, **tensors: Any) -> None:
+    """Let kernels read the inputs of a pass."""
+    for name, value in tensors.items():
+        _adopt(session, name, value, read_only=True, initialized=True)
+
+
+def _adopt(session: Session, name: str, value: Any, *, read_only: bool, initialized: bool) -> None:
+    """Tell the session of every tensor in `value`, one buffer for tensors that share memory."""
+    known = {buffer.address for buffer in session.buffers}
+    for label, tensor in _tensors(name, value):
+        storage = tensor.untyped_storage()
+        if storage.nbytes() > 0 and storage.data_ptr() not in known:
+            known.add(storage.data_ptr())
+            is_scale_or_counter = label.endswith(("_scale", ".workspace"))
+            memory = AdoptedMemory(
+                label, storage.data_ptr(), storage.nbytes(), read_only,
+                initialized or is_scale_or_counter,
+            )  # fmt: skip
+            session.add(memory)  # type: ignore[arg-type]
+
+
+def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, tuple) and hasattr(value, "_fields"):
+        for field in value._fields:
+            yield from _tensors(f"{name}.{field}", getattr(value, field))
+    elif isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            yield from _tensors(f"{name}[{i}]", item)
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from _tensors(f"{name}.{field.name}", getattr(value, field.name))

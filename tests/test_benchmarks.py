@@ -1,0 +1,100 @@
+"""What can be tested of the benchmarks without what they measure."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from p_eagle_cuda import ops
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def bench_linear() -> ModuleType:
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        return importlib.import_module("bench_linear")
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.mark.parametrize("is_e4m3", [False, True], ids=["bf16", "e4m3"])
+@pytest.mark.parametrize(
+    "name", ["fc", "qkv of the first layer", "qkv", "o", "gate_up", "down"]
+)  # fmt: skip
+def test_layers_can_be_called(bench_linear: ModuleType, name: str, is_e4m3: bool) -> None:
+    """On a CPU the ops are the reference; the calls are the same."""
+    shape = bench_linear.DRAFTERS["bundled"]
+    layer = bench_linear.Layer(name, shape, 5, is_e4m3, torch.device("cpu"), copies=2)
+    layer.check()
+    calls = layer.fused()
+    assert len(calls) == 2
+    layer.result.fill_(torch.nan)
+    for call in [*calls, *layer.cublas()]:
+        call()
+    if name not in ("o", "down"):  # those add to what was there
+        assert layer.result.isfinite().all()
+    assert torch.equal(layer.product, layer.x @ layer.weights[-1].T)
+    rows, columns = shape.linear_layers()[name]
+    assert layer.weight_bytes == rows * columns * (1 if is_e4m3 else 2)
+
+
+def test_a_wrong_kernel_is_not_timed(
+    bench_linear: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = bench_linear.DRAFTERS["bundled"]
+    layer = bench_linear.Layer("o", shape, 2, False, torch.device("cpu"), copies=1)
+    monkeypatch.setattr(ops, "linear_residual", lambda *_, **__: None)
+    with pytest.raises(bench_linear.BenchmarkError, match=r"o: the fused op is .* off"):
+        layer.check()
+
+
+def test_shapes_are_those_of_the_bundled_pair(bench_linear: ModuleType) -> None:
+    from p_eagle_cuda.bundled import bundled_drafter
+    from p_eagle_cuda.config import DrafterConfig
+
+    config = DrafterConfig.from_pretrained(bundled_drafter())
+    shape = bench_linear.DRAFTERS["bundled"]
+    assert (shape.hidden_size, shape.intermediate_size) == (
+        config.hidden_size, config.intermediate_size,
+    )  # fmt: skip
+    assert (shape.num_heads, shape.num_kv_heads, shape.head_dim, shape.num_taps) == (
+        config.num_heads, config.num_kv_heads, config.head_dim, config.num_taps,
+    )  # fmt: skip
+
+
+def test_summary_of_samples(bench_linear: ModuleType) -> None:
+    timing = sys.modules["timing"]
+    summary = timing._summary([float(x) for x in range(101)])
+    assert (summary.median_us, summary.rounds) == (50.0, 101)
+    assert summary.p10_us == pytest.approx(9.2)
+    assert summary.p90_us == pytest.approx(90.8)
+    assert summary.as_json()["median_us"] == 50.0
+    assert timing.environment()["torch"] == torch.__version__
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure")
+def test_without_a_gpu_nothing_is_claimed() -> None:
+    done = subprocess.run(
+        [sys.executable, "bench_linear.py"], cwd=BENCHMARKS, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == (
+        "bench_linear: error: needs a CUDA device; there is none, so nothing is measured\n"
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_measures_on_a_gpu(bench_linear: ModuleType) -> None:
+    report = bench_linear.measure(["bundled"], [4], ["bf16"], torch.device("cuda"))
+    assert all(row["fused"]["median_us"] > 0 for row in report["results"])
+    assert "bundled qkv" in bench_linear.table(report)
