@@ -29,6 +29,8 @@ CUTLASS_DEVICE int64_t cache_place(PagedCache const& cache, int64_t slot, int bl
          slot % block_size * cache.slot_stride;
 }
 
+// Divides the index, and does not cast the address: of an address that comes out of elements the
+// compiler does not believe that it is aligned, and stores it in pieces.
 template <class Stored, int kValues>
 CUTLASS_DEVICE void store_values(void* data, int64_t index,
                                  cutlass::Array<float, kValues> const& values) {

@@ -231,7 +231,7 @@ BUGS = (
     _rope(
         "strides of a cache not asked for",
         " && strides % kWideVector == 0",
-        finds="align",
+        finds=WRONG_RESULT,
     ),
     _heads(
         "slots of the cache counted from its first block",

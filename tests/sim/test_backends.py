@@ -1,0 +1,73 @@
+"""Whole passes of a drafter on both backends of its linear layers, its kernels on the emulator."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from checkpoints import write_drafter
+from drafter_variants import VARIANTS
+from p_eagle_cuda import Drafter, ops
+from p_eagle_cuda.linear import LinearLayers
+from p_eagle_cuda.linear_table import LINEAR_OPS
+from sim import torch_ops
+from sim.emulator import FOUR, Settings
+from sim.linear_cases import workspace
+from test_drafter import SIZES
+from test_linear_backends import assert_drafts_right
+
+ROW_OPS = {"gather_taps", "norm_rows", "gate_rows", "rope_cache"}
+
+Names = set[str]
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> Names:
+    """Sends every op that has a kernel to the emulator; the names of those that ran there."""
+    names: Names = set()
+    for name in filter(torch_ops.has_kernel, ops.implementations()):
+        op = OnEmulator(name, FOUR["random"], names)
+        monkeypatch.setattr(torch.ops.p_eagle, name, op)
+    return names
+
+
+class OnEmulator:
+    """What takes the place of an op; `default` is the op's own, which has its schema."""
+
+    def __init__(self, name: str, settings: Settings, names: Names) -> None:
+        self.name, self.settings, self.names = name, settings, names
+        self.default = getattr(torch.ops.p_eagle, name).default
+
+    def __call__(self, *values: Any) -> None:
+        self.names.add(self.name)
+        parameters = self.default._schema.arguments
+        arguments = {x.name: value for x, value in zip(parameters, values, strict=True)}
+        if "workspace" in arguments:  # that of a CPU is empty
+            arguments["workspace"] = workspace()
+        torch_ops.call(self.name, arguments, self.settings)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("linear", ["fused", "torch"])
+def test_drafts(linear: str, variant: str, tmp_path: Path, ran: Names) -> None:
+    write_drafter(tmp_path, intermediate_size=128, **VARIANTS[variant])
+    drafter = Drafter.from_pretrained(tmp_path, dtype=torch.bfloat16, linear=linear, **SIZES)
+    assert_drafts_right(tmp_path, drafter, torch.bfloat16)
+    assert ran >= (set(LINEAR_OPS) if linear == "fused" else ROW_OPS)
+    assert ran.isdisjoint(ROW_OPS if linear == "fused" else LINEAR_OPS)
+
+
+def test_both_backends_in_one_pass(tmp_path: Path, ran: Names) -> None:
+    """An intermediate size that the fused kernels refuse, and passes of up to 67 rows."""
+    write_drafter(tmp_path, intermediate_size=96)
+    drafter = Drafter.from_pretrained(tmp_path, dtype=torch.bfloat16, **SIZES)
+    drafter._linear = LinearLayers(
+        drafter.weights, drafter.config.num_taps, len(drafter._hidden), drafter._workspace,
+        architecture="sm_90",
+    )  # fmt: skip
+    assert_drafts_right(tmp_path, drafter, torch.bfloat16)
+    assert ran >= ROW_OPS | set(LINEAR_OPS) - {"linear_residual"}
+    assert "linear_residual" not in ran
