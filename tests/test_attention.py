@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from p_eagle_cuda import _C, ops, reference
+from p_eagle_cuda import _C, attention_work, ops, reference
 
 NKV, GROUP, D, BLOCK = 2, 3, 16, 16
 NQ = NKV * GROUP
@@ -122,13 +122,13 @@ def plan(
     num_blocks: int = 10,
     window: int = 0,
     is_tree: bool = False,
-) -> reference.AttentionWork:
+) -> attention_work.AttentionWork:
     """Requests whose last keys are those of their rows."""
     starts = [0]
     for n in rows:
         starts.append(starts[-1] + n)
     positions = [n - r + i for n, r in zip(lens, rows, strict=True) for i in range(r)]
-    return reference.plan_attention(
+    return attention_work.plan_attention(
         torch.tensor(starts, dtype=torch.int32), torch.tensor(lens, dtype=torch.int32),
         torch.tensor(positions, dtype=torch.int64), group * num_kv_heads, num_kv_heads, 1 << 20,
         window, is_tree, num_blocks, _C.attention_max_segments(sum(rows), len(rows), group),
@@ -175,7 +175,7 @@ def test_the_keys_of_a_tree_are_those_of_all_its_rows() -> None:
 
 def test_absurd_inputs_are_clamped() -> None:
     int32 = {"dtype": torch.int32}
-    work = reference.plan_attention(
+    work = attention_work.plan_attention(
         torch.tensor([-5, 7, 2, 99], **int32), torch.tensor([-1, 2**31 - 1, 9], **int32),
         torch.tensor([-(2**63), 2**63 - 1, -3, 2, 8]), 16, 2, 128, 0, False, 3, 3,
     )  # fmt: skip

@@ -19,6 +19,7 @@ LAYERS = [
     "checkpoint",
     "weights",
     "noise",
+    "attention_work",
     "reference",
     "kv_cache",
     "_C",

@@ -15,7 +15,7 @@ from torch import Tensor
 from devices import DEVICES, Device
 from numerics import assert_as_accurate_as_torch, assert_rounded_once, double
 from op_cases import CASES, N_REAL, OUTPUTS, SCRATCH, SENTINEL, Arguments, plan
-from p_eagle_cuda import ops, reference
+from p_eagle_cuda import attention_work, ops, reference
 from p_eagle_cuda.noise import Noise
 
 OPS = sorted(CASES)
@@ -127,7 +127,7 @@ def planned(a: Arguments) -> Tensor:
     R, B, group = len(a["positions"]), len(a["seq_lens"]), a["num_heads"] // a["num_kv_heads"]
     max_segments = B + R * group // 128
     num_blocks = len(a["work"]) - 8 - 8 * max_segments - B
-    work = reference.plan_attention(*list(a.values())[:8], num_blocks, max_segments)
+    work = attention_work.plan_attention(*list(a.values())[:8], num_blocks, max_segments)
     segments = torch.zeros(max_segments, 8, dtype=torch.int32)
     segments[: len(work.segments), :7] = work.segments
     header = [len(work.segments), work.num_tiles, work.tiles_per_block, 0, 0, 0, 0, 0]

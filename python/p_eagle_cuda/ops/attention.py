@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from p_eagle_cuda import reference
+from p_eagle_cuda import attention_work, reference
 from p_eagle_cuda._registry import (
     CpuBody,
     check,
@@ -95,7 +95,7 @@ def _check_work(
         f"{op}: a request may have up to {MAX_KEYS} keys, the block table holds {max_keys}",
     )
     segments = compiled().attention_max_segments(num_rows, num_requests, group)
-    tiles = max(-(-max_keys // reference.ATTENTION_TILE_KEYS), 1) * num_kv_heads
+    tiles = max(-(-max_keys // attention_work.ATTENTION_TILE_KEYS), 1) * num_kv_heads
     check(
         segments * tiles < 2**31,
         f"{op}: expected less than 2**31 tiles of keys, got up to {segments} tiles of rows with "
@@ -135,7 +135,7 @@ def _plan_attention(
 
     def on_cpu() -> None:
         max_segments = compiled().attention_max_segments(R, B, group)
-        plan = reference.plan_attention(
+        plan = attention_work.plan_attention(
             row_start, seq_lens, positions, num_heads, num_kv_heads, max_keys, window, is_tree,
             num_blocks, max_segments,
         )  # fmt: skip
