@@ -104,7 +104,7 @@ def test_the_head_multiplies_nothing_twice(compiled: list[Kernel]) -> None:
     head = [kernel for kernel in compiled if kind_of(kernel) == "lm_head_topk_kernel"]
     sizes = set()
     for kernel in head:
-        (num_tokens,) = map(int, re.findall(r"ELi(\d+)EEEEv", kernel.name))  # of HeadConfig
+        (num_tokens,) = map(int, re.findall(r"ELi(\d+)EEEEEv", kernel.name))  # of HeadConfig
         assert kernel.count("HMMA") == 4 * num_tokens // 8, kernel.name
         sizes.add(num_tokens)
     assert sizes == {8, 16, 32, 64, 128, 256}

@@ -50,6 +50,13 @@ def emulated(
         patch.setattr(attention, "attention_blocks", lambda *_: ATTENTION_BLOCKS)
         size = _C.linear_workspace_bytes(EMULATED_SMS)
         patch.setattr(ops, "linear_workspace", lambda _: torch.zeros(size, dtype=torch.uint8))
+        patch.setattr(
+            ops,
+            "lm_head_workspace",
+            lambda _, samples, k: torch.zeros(
+                _C.lm_head_workspace_bytes(EMULATED_SMS, samples, k), dtype=torch.uint8
+            ),
+        )
         # torch's own products would not wait for the emulator's kernels.
         drafter = Drafter.from_pretrained(linear="fused", **options)
         size = _C.attention_workspace_bytes(ATTENTION_BLOCKS, drafter.config.head_dim)
