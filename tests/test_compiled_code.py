@@ -27,8 +27,8 @@ EXPECTED = {
     "embed_norm_concat_kernel": ["LDG.128", "STG.128"],
     "plan_attention_kernel": ["LDG", "STG"],
     "paged_attention_kernel": ["HMMA.16816.F32", "LDGSTS.BYPASS.128", "LDSM"],
-    "norm_rows_kernel": ["LDG.128", "STG.128"],
-    "gate_rows_kernel": ["LDG.128", "STG.128"],
+    "norm_rows_kernel": ["LDG", "STG"],
+    "gate_rows_kernel": ["LDG", "STG"],
     "rope_cache_kernel": ["LDG", "STG"],
     "lm_head_topk_kernel": ["HMMA.16816.F32", "LDGSTS.BYPASS.128", "LDS.128", "STS.128", "LDG.128"],
     "linear_kernel": ["HMMA.16816.F32", "LDGSTS.BYPASS.128", "LDS.128", "STS.128", "LDG.128"],
@@ -64,6 +64,19 @@ def test_every_kernel_has_its_instructions(compiled: list[Kernel]) -> None:
         for opcode in EXPECTED[kind_of(kernel)]:
             assert kernel.count(opcode), f"{kernel.name}: expected {opcode}"
     assert {kind_of(kernel) for kernel in compiled} == set(EXPECTED)
+
+
+def test_aligned_rows_move_in_16_bytes(compiled: list[Kernel]) -> None:
+    """Whatever is 16 bits wide; row counts, indices and scales are read one by one."""
+    wide = [kernel for kernel in compiled if re.search(r"RowVectorI\w+?ELi8EE", kernel.name)]
+    kinds = {kind_of(kernel) for kernel in wide}
+    assert kinds == {"norm_rows_kernel", "gate_rows_kernel", "rope_cache_kernel"}
+    for kernel in wide:
+        assert kernel.count("LDG.128"), kernel.name
+        assert kernel.count("STG.128"), kernel.name
+        # FP8 caches take eight bytes of a thread.
+        narrow = kernel.count("STG") - kernel.count("STG.128") - kernel.count("STG.64")
+        assert narrow == 0, f"{kernel.name}: {narrow} narrow stores"
 
 
 def test_no_kernel_uses_local_memory(compiled: list[Kernel]) -> None:

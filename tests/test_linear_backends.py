@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from checkpoints import write_drafter
+from drafter_passes import PROMPTS, SIZES, TOP_K, K, passes, propose, reference_pass
 from drafter_variants import VARIANTS
 from numerics import assert_as_accurate_as_torch
 from p_eagle_cuda import Drafter
@@ -27,7 +28,6 @@ from p_eagle_cuda.linear import (
 )
 from p_eagle_cuda.linear_table import BUNDLED_TABLE, LINEAR_OPS, FusedRows, LinearTable
 from p_eagle_cuda.weights import DrafterWeights, LayerWeights
-from test_drafter import PROMPTS, SIZES, TOP_K, K, passes, propose, reference_pass
 
 E4M3 = torch.float8_e4m3fn
 
@@ -188,6 +188,7 @@ def weights_of(
         embedding=new(8, hidden), fc=new(hidden, 3 * tap_width), input_norm=None, fc_norms=None,
         mask_hidden=norm, layers=(layer(2 * hidden), layer(hidden)), norm=norm,
         lm_head=new(8, hidden), draft_to_target=None, rope=new(16, head_dim, dtype=torch.float32),
+        mask_heads=new(8 * head_dim, dtype=torch.float32),
     )  # fmt: skip
 
 

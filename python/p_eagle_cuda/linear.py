@@ -201,6 +201,7 @@ class TorchLinear:
 
     The products are of all R rows, because the host does not know how many exist. Numerics: what is
     between a product and its row kernel is rounded to the working dtype, as in the reference.
+    cuBLAS adds parts of a long product in 16 bits where torch.backends.cuda.matmul allows that.
     """
 
     def __init__(self, weights: DrafterWeights, max_rows: int) -> None:

@@ -62,10 +62,13 @@ def rope_cache(
         num_rows, max_rows, heads, 8, norms_heads=norms_heads, dtype=dtype,
         cache_dtype=cache_dtype, block_size=block_size,
     )  # fmt: skip
-    unused = ("x", "norm_weight", "sum_squares", "weight", "weight_scale", "bias", "workspace")
+    names = (
+        "q_norm", "k_norm", "rope", "positions", "slots", "num_rows", "k_scale", "v_scale", "eps",
+        "q", "k_cache", "v_cache",
+    )  # fmt: skip
     Nq, Nkv, D = heads
     product = rows_of(num_rows, max_rows, (Nq + 2 * Nkv) * D, dtype)
-    return {"heads": product} | {k: x for k, x in a.items() if k not in unused}
+    return {"heads": product} | {k: a[k] for k in names}
 
 
 def expected(name: str, a: Arguments) -> dict[str, Tensor]:
