@@ -57,7 +57,7 @@ def clone(arguments: Arguments) -> Arguments:
     def copy(x: Any) -> Any:
         return [t.clone() for t in x] if isinstance(x, list) else x
 
-    # clone() keeps the strides of a cache that is half of a larger tensor.
+    # A cache that is half of a larger tensor becomes contiguous; ops get the originals.
     return {n: x.clone() if isinstance(x, Tensor) else copy(x) for n, x in arguments.items()}
 
 
