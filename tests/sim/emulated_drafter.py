@@ -90,7 +90,7 @@ def _adopt(session: Session, name: str, value: Any, *, read_only: bool, initiali
                 label, storage.data_ptr(), storage.nbytes(), read_only,
                 initialized or is_scale_or_counter,
             )  # fmt: skip
-            session.add(memory)  # type: ignore[arg-type]
+            session.add(memory)
 
 
 def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
