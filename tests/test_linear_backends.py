@@ -20,7 +20,6 @@ from p_eagle_cuda import Drafter
 from p_eagle_cuda.errors import BackendError, ConfigError
 from p_eagle_cuda.linear import (
     FP8_NEEDS_FUSED,
-    FusedLinear,
     LinearLayers,
     TorchLinear,
     architecture_of,
@@ -195,10 +194,10 @@ def weights_of(
 def test_the_bundled_table_fuses_up_to_32_rows() -> None:
     chosen = layers(weights_of())
     assert architecture_of(torch.device("cpu")) == "cpu"
-    for rows, backend in ((1, FusedLinear), (32, FusedLinear), (33, TorchLinear)):
+    for rows, backend in ((1, chosen._fused), (32, chosen._fused), (33, chosen._torch)):
         linear = chosen.for_rows(rows)
         for op in LINEAR_OPS:
-            assert isinstance(getattr(linear, op).__self__, backend), (rows, op)
+            assert getattr(linear, op) == getattr(backend, op), (rows, op)
     assert str(chosen.choices[0]) == (
         "project_taps: fused up to 32 rows, torch above (not measured)"
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -107,57 +108,9 @@ class FusedLinear:
     def __init__(self, workspace: Tensor) -> None:
         """Take the `workspace`, from `ops.linear_workspace`."""
         self.workspace = workspace
-
-    def project_taps(
-        self,
-        taps: Sequence[Tensor],
-        source_row: Tensor,
-        num_rows: Tensor,
-        weight: Tensor,
-        input_norm: Tensor | None,
-        fc_norms: Tensor | None,
-        eps: float,
-        out: Tensor,
-        *,
-        weight_scale: Tensor | None = None,
-    ) -> Tensor:
-        """See `LinearBackend`."""
-        return ops.project_taps(
-            taps, source_row, num_rows, weight, input_norm, fc_norms, eps, out,
-            weight_scale=weight_scale, workspace=self.workspace,
-        )  # fmt: skip
-
-    def qkv_rope_cache(
-        self,
-        x: Tensor,
-        norm_weight: Tensor | None,
-        weight: Tensor,
-        bias: Tensor | None,
-        q_norm: Tensor | None,
-        k_norm: Tensor | None,
-        rope: Tensor,
-        positions: Tensor,
-        slots: Tensor,
-        num_rows: Tensor,
-        k_scale: Tensor,
-        v_scale: Tensor,
-        eps: float,
-        k_cache: Tensor,
-        v_cache: Tensor,
-        q: Tensor,
-        *,
-        sum_squares: Tensor | None = None,
-        weight_scale: Tensor | None = None,
-        mask_heads: Tensor | None = None,
-        source_row: Tensor | None = None,
-    ) -> Tensor:
-        """See `LinearBackend`."""
-        return ops.qkv_rope_cache(
-            x, norm_weight, weight, bias, q_norm, k_norm, rope, positions, slots, num_rows,
-            k_scale, v_scale, eps, k_cache, v_cache, q, sum_squares=sum_squares,
-            weight_scale=weight_scale, mask_heads=mask_heads, source_row=source_row,
-            workspace=self.workspace,
-        )  # fmt: skip
+        self.project_taps = partial(ops.project_taps, workspace=workspace)
+        self.qkv_rope_cache = partial(ops.qkv_rope_cache, workspace=workspace)
+        self.norm_swiglu = partial(ops.norm_swiglu, workspace=workspace)
 
     def linear_residual(
         self,
@@ -176,24 +129,6 @@ class FusedLinear:
             workspace=self.workspace,
         )  # fmt: skip
         return sums
-
-    def norm_swiglu(
-        self,
-        x: Tensor,
-        norm_weight: Tensor,
-        gate_up: Tensor,
-        num_rows: Tensor,
-        eps: float,
-        out: Tensor,
-        *,
-        sum_squares: Tensor | None = None,
-        gate_up_scale: Tensor | None = None,
-    ) -> Tensor:
-        """See `LinearBackend`."""
-        return ops.norm_swiglu(
-            x, norm_weight, gate_up, num_rows, eps, out, sum_squares=sum_squares,
-            gate_up_scale=gate_up_scale, workspace=self.workspace,
-        )  # fmt: skip
 
 
 class TorchLinear:
