@@ -33,6 +33,7 @@ LAYERS = [
     "chunking",
     "cuda_graphs",
     "input_checks",
+    "draft_length",
     "drafter",
     "target",
     "sampling",
