@@ -19,9 +19,10 @@ from checkpoints import write_drafter
 from drafter_passes import PROMPTS, SIZES, TOP_K, K, passes, propose, reference_pass
 from p_eagle_cuda import _C, Drafter, ops
 from p_eagle_cuda import drafter as drafter_module
-from p_eagle_cuda.buffers import DeviceSize, PassLimits, batch_sizes_up_to, plan_buffers
+from p_eagle_cuda.buffers import DeviceSize, PassInputs, PassLimits, batch_sizes_up_to, plan_buffers
 from p_eagle_cuda.cuda_graphs import GraphCache, PassShape
 from p_eagle_cuda.drafter_pass import Drafts
+from p_eagle_cuda.input_checks import check_contents
 from pass_cases import Pass
 
 F64 = torch.float64
@@ -84,6 +85,18 @@ def requests_of(step: Pass, chosen: list[int]) -> Pass:
     )
 
 
+def poison_caches(drafter: Drafter) -> None:
+    for cache in drafter.caches:
+        cache.k.fill_(7)
+        cache.v.fill_(7)
+
+
+def assert_poisoned(drafter: Drafter) -> None:
+    for cache in drafter.caches:
+        assert (cache.k == 7).all()
+        assert (cache.v == 7).all()
+
+
 # ---- Padding -------------------------------------------------------------------------------------
 
 
@@ -135,15 +148,13 @@ def test_padding_writes_nothing(tmp_path: Path) -> None:
     steps = passes(drafter.config, F64)
     propose(drafter, steps[0])
     propose(drafter, steps[1])  # leaves three requests in the static buffers
-    before = [(c.k.clone(), c.v.clone()) for c in drafter.caches]
+    poison_caches(drafter)
     empty = requests_of(steps[1], [1])
     empty = replace(empty, num_rejected=torch.tensor([K + 1], dtype=torch.int32))
     drafts = propose(drafter, empty)
     assert (drafts.token_ids == -1).all()
     assert (drafts.lse == -torch.inf).all()
-    for (k, v), cache in zip(before, drafter.caches, strict=True):
-        assert torch.equal(k, cache.k)
-        assert torch.equal(v, cache.v)
+    assert_poisoned(drafter)
 
 
 def test_an_empty_batch(tmp_path: Path) -> None:
@@ -225,10 +236,9 @@ def test_recording_leaves_the_cache_alone(tmp_path: Path, recorder: FakeRecorder
     steps = passes(drafter.config, F64)
     propose(drafter, steps[0])
     propose(drafter, steps[1])
-    before = [c.k.clone() for c in drafter.caches]
+    poison_caches(drafter)
     drafter._warm_up(PassShape(3, K))
-    for k, cache in zip(before, drafter.caches, strict=True):
-        assert torch.equal(k, cache.k)
+    assert_poisoned(drafter)
 
 
 def test_graphs_are_recorded_up_front(tmp_path: Path, recorder: FakeRecorder) -> None:
@@ -275,9 +285,14 @@ def test_out_of_memory_leaves_fewer_graphs(
         ([1, 2], True, 0),
         ([0], False, 0),
         ([0, 1, 2], False, 1),
-        ([0], False, 2),  # that of three requests
+        ([0], False, 2),  # that of three requests, of which two must have no rows
     ):
         step = requests_of(steps[1], chosen)
+        if replayed == 2:
+            others = steps[1].block_table[1:].unique()
+            for x in (drafter, without):
+                for cache in x.caches:
+                    cache.k[others] = 7
         if warns:
             with pytest.warns(RuntimeWarning, match="no memory for a CUDA graph of [12] requests"):
                 drafts = kept(propose(drafter, step))
@@ -287,6 +302,8 @@ def test_out_of_memory_leaves_fewer_graphs(
         expected = propose(without, step)
         assert torch.equal(drafts.top_ids, expected.top_ids)
         torch.testing.assert_close(drafts.top_logits, expected.top_logits)
+        for x, y in zip(drafter.caches, without.caches, strict=True):
+            torch.testing.assert_close(x.k, y.k)
 
 
 def test_other_errors_of_recording_are_raised() -> None:
@@ -332,10 +349,20 @@ def propose_k(drafter: Drafter, step: Pass, k: int) -> Drafts:
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 18, 57, 58])
-def test_chunks_draft_what_the_whole_does(chunk: int, tmp_path: Path) -> None:
-    """Boundaries within requests, between them, and among rejected rows."""
+def test_chunks_draft_what_the_whole_does(
+    chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Boundaries within requests, between them, and among rejected rows; no pass is malformed."""
     write_drafter(tmp_path)
     chunked, whole = load(tmp_path, max_target_rows=chunk), load(tmp_path)
+    run = chunked._pass.run
+
+    def checked(given: PassInputs, k: int) -> Drafts:
+        assert given.num_rows <= chunk
+        check_contents(given, len(whole.weights.embedding), 20, whole.block_size)
+        return run(given, k)
+
+    monkeypatch.setattr(chunked._pass, "run", checked)
     (prompts,) = passes(whole.config, F64, num_steps=0)
     # The prompts' last rows are rejected: of the second all, of the third more than a chunk.
     prompts = replace(prompts, num_rejected=torch.tensor([0, 17, 9], dtype=torch.int32))
@@ -468,22 +495,32 @@ def test_contents_are_checked_when_debugging(tmp_path: Path) -> None:
     propose(drafter, good)
 
 
+@pytest.mark.parametrize("at_launch", [True, False])
 def test_an_error_names_the_op_when_debugging(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    at_launch: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Whether launching fails, or waiting for what was launched."""
     write_drafter(tmp_path)
     drafter = load(tmp_path, debug=True)
     (step,) = passes(drafter.config, F64, num_steps=0)
-    calls, attend = 0, ops.paged_attention
+    calls, attend, failed = 0, ops.paged_attention, False
 
-    def fail(*args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
+    def fail() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access\nwith details")
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls, failed
         calls += 1
         if calls == 2:
-            raise RuntimeError("CUDA error: an illegal memory access\nwith details")
+            failed = True
+            if at_launch:
+                fail()
         return attend(*args, **kwargs)
 
-    monkeypatch.setattr(ops, "paged_attention", fail)
+    monkeypatch.setattr(ops, "paged_attention", failing)
+    if not at_launch:
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda _: fail() if failed else None)
+        drafter._pass.tracer._is_cuda = True
     message = "^Drafter: layer 1, paged_attention: CUDA error: an illegal memory access$"
     with pytest.raises(RuntimeError, match=message):
         propose(drafter, step)
