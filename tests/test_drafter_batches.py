@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from checkpoints import write_drafter
 from drafter_passes import PROMPTS, SIZES, TOP_K, K, passes, propose, reference_pass
+from drafter_variants import VARIANTS
 from p_eagle_cuda import _C, Drafter, ops
 from p_eagle_cuda import drafter as drafter_module
 from p_eagle_cuda.buffers import DeviceSize, PassInputs, PassLimits, batch_sizes_up_to, plan_buffers
@@ -212,6 +213,26 @@ def test_static_inputs_are_not_copied(tmp_path: Path, monkeypatch: pytest.Monkey
         ValueError, match="at most 3 requests with 5 target rows each, got 3 and 16"
     ):
         drafter.static_inputs(3, 16)
+
+
+@pytest.mark.parametrize("variant", ["bias", "normed-residual"])
+def test_joined_taps(variant: str, tmp_path: Path) -> None:
+    """Side by side in one tensor they draft the same; the latter has a norm over all of them."""
+    write_drafter(tmp_path, **VARIANTS[variant])
+    joined, apart = load(tmp_path, joined_taps=True), load(tmp_path)
+    for step in passes(apart.config, F64):
+        side_by_side = replace(step, taps=[torch.cat(step.taps, dim=1)])
+        assert_same(propose(joined, side_by_side), propose(apart, step))
+    with pytest.raises(ValueError, match="reads 3 taps, joined in one tensor, got 3"):
+        propose(joined, step)
+    with pytest.raises(ValueError, match="reads 3 taps, got 1"):
+        propose(apart, side_by_side)
+
+
+def test_taps_with_their_own_norms_are_not_joined(tmp_path: Path) -> None:
+    write_drafter(tmp_path, fc_norm=True)
+    with pytest.raises(ValueError, match="a norm for each tap, so taps must not be joined"):
+        load(tmp_path, joined_taps=True)
 
 
 # ---- Graphs --------------------------------------------------------------------------------------

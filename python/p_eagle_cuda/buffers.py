@@ -24,7 +24,7 @@ class PassInputs(NamedTuple):
 
     target_tokens: Tensor  # [T] int64
     target_positions: Tensor  # [T] int64
-    taps: tuple[Tensor, ...]  # n of [T, Ht]
+    taps: tuple[Tensor, ...]  # n of [T, Ht], or one of [T, n Ht]
     query_start: Tensor  # [B + 1] int32
     num_rejected: Tensor  # [B] int32
     next_tokens: Tensor  # [B] int64
@@ -53,6 +53,7 @@ class PassLimits:
         max_blocks: Columns of the block table that are used.
         batch_sizes: Ascending; a batch with at most K + 1 target rows per request is padded to the
             next of these many requests.
+        has_joined_taps: Whether the taps come side by side in one tensor.
     """
 
     num_speculative_tokens: int
@@ -61,6 +62,7 @@ class PassLimits:
     max_target_rows: int
     max_blocks: int
     batch_sizes: tuple[int, ...]
+    has_joined_taps: bool = False
 
     def batch_size(self, num_requests: int, num_target_rows: int) -> int | None:
         """What a batch is padded to; None if it is not."""
@@ -202,7 +204,7 @@ class Buffers:
         return PassInputs(
             target_tokens=self.static_tokens[:T],
             target_positions=self.static_positions[:T],
-            taps=tuple(tap[:T] for tap in self.static_taps),
+            taps=tuple(tap[:T] for tap in self.static_taps.unbind()),
             query_start=self.static_query_start[: B + 1],
             num_rejected=self.static_rejected[:B],
             next_tokens=self.static_next_tokens[:B],
@@ -232,7 +234,8 @@ def plan_buffers(
     def workspace(num_bytes: int) -> BufferSpec:
         return BufferSpec((num_bytes if num_sms else 0,), torch.uint8, is_zeroed=True)
 
-    taps = (config.num_taps, T, config.target_hidden_size)
+    joined = config.num_taps if limits.has_joined_taps else 1
+    taps = (config.num_taps // joined, T, config.target_hidden_size * joined)
     return {
         "token_ids": BufferSpec((R,), i64),
         "positions": BufferSpec((R,), i64),

@@ -57,6 +57,7 @@ class Drafter:
         max_requests: int,
         max_target_rows: int,
         top_k: int = 1,
+        joined_taps: bool = False,
         linear: str | LinearTable = "auto",
         cuda_graphs: bool = True,
         batch_sizes: Sequence[int] | None = None,
@@ -78,6 +79,8 @@ class Drafter:
             max_target_rows: Target rows that go through the layers together; a batch that has
                 more, as prompts do, goes through in chunks of so many.
             top_k: Candidates returned per position, 1 to 16.
+            joined_taps: Whether `propose` gets the taps side by side, in one tensor
+                ``[T, n Ht]``. Not for checkpoints with a norm of its own for each tap.
             linear: Backend of the linear layers: "fused" kernels, which are made for up to 32
                 rows; "torch", which is cuBLAS on CUDA; "auto" for what the package's table says;
                 or another such table. See `linear_backends`.
@@ -109,13 +112,17 @@ class Drafter:
         self.config, self.weights, self.caches = config, weights, list(caches)
         self.block_size = _common_block_size(config, self.caches)
         self.num_speculative_tokens, self.top_k = K, top_k
+        if joined_taps and weights.fc_norms is not None:
+            raise ValueError(
+                "Drafter: the checkpoint has a norm for each tap, so taps must not be joined"
+            )
         sizes = batch_sizes_up_to(max_requests) if batch_sizes is None else tuple(batch_sizes)
         if not sizes or min(sizes) < 1 or sorted(set(sizes)) != list(sizes):
             raise ValueError(f"Drafter: batch_sizes must ascend from at least 1, got {sizes}")
         self.limits = PassLimits(
             num_speculative_tokens=K, top_k=top_k, max_requests=max_requests,
             max_target_rows=max_target_rows, max_blocks=-(-len(weights.rope) // self.block_size),
-            batch_sizes=sizes,
+            batch_sizes=sizes, has_joined_taps=joined_taps,
         )  # fmt: skip
         self._dtype, self._device, self._debug = dtype, device, debug
         plan = plan_buffers(config, self.limits, dtype, DeviceSize.of(device, config.head_dim))
@@ -264,7 +271,8 @@ class Drafter:
         Args:
             target_tokens: ``[T]`` int64, ids the target has just read, requests adjacent.
             target_positions: ``[T]`` int64, their absolute positions.
-            taps: n tensors ``[T, Ht]`` in the working dtype, the tapped hidden states of the rows.
+            taps: n tensors ``[T, Ht]`` in the working dtype, the tapped hidden states of the rows;
+                with `joined_taps` one ``[T, n Ht]``.
             query_start: ``[B + 1]`` int32, first row of each request, then T.
             num_rejected: ``[B]`` int32, rows at the end of each request that failed verification.
             next_tokens: ``[B]`` int64, the token after each request's last valid row.
@@ -285,7 +293,7 @@ class Drafter:
         )  # fmt: skip
         k = self.num_speculative_tokens if k is None else k
         self._check_k(k)
-        check_inputs(given, self.config, self._dtype, self._device)
+        check_inputs(given, self.config, self.limits.has_joined_taps, self._dtype, self._device)
         B = given.num_requests
         if B > self.limits.max_requests:
             raise ValueError(

@@ -13,12 +13,18 @@ OP = "Drafter.propose"
 
 
 def check_inputs(
-    given: PassInputs, config: DrafterConfig, dtype: torch.dtype, device: torch.device
+    given: PassInputs,
+    config: DrafterConfig,
+    has_joined_taps: bool,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> None:
     """Raise ValueError unless the tensors fit each other and the drafter. Reads no data."""
+    joined = config.num_taps if has_joined_taps else 1
     check(
-        len(given.taps) == config.num_taps,
-        f"{OP}: the checkpoint reads {config.num_taps} taps, got {len(given.taps)}",
+        len(given.taps) * joined == config.num_taps,
+        f"{OP}: the checkpoint reads {config.num_taps} taps"
+        f"{', joined in one tensor' if has_joined_taps else ''}, got {len(given.taps)}",
     )
     check(
         given.target_tokens.ndim == 1 and given.num_rejected.ndim == 1,
@@ -37,7 +43,7 @@ def check_inputs(
         ("block_table", table, torch.int32, (B, table.shape[1])),
     ]
     for i, tap in enumerate(given.taps):
-        expected.append((f"taps[{i}]", tap, dtype, (T, config.target_hidden_size)))
+        expected.append((f"taps[{i}]", tap, dtype, (T, config.target_hidden_size * joined)))
     for name, tensor, of, shape in expected:
         check(
             tensor.device == device,
