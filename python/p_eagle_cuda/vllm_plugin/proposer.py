@@ -67,11 +67,12 @@ class PEagleProposer(EagleProposer):  # type: ignore[misc]  # vLLM has no types 
     ) -> Tensor:
         """Draft for the batch that the target has just run; see vLLM's own."""
         if not self._is_ready():
-            return super().propose(
+            drafts: Tensor = super().propose(
                 num_speculative_tokens, target_token_ids, target_positions, target_hidden_states,
                 next_token_ids, token_indices_to_sample, common_attn_metadata, sampling_metadata,
                 mm_embed_inputs, num_rejected_tokens_gpu, slot_mappings,
             )  # fmt: skip
+            return drafts
         assert self._served is not None
         self.num_speculative_tokens = num_speculative_tokens
         self._last_draft_probs = None
