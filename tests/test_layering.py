@@ -27,6 +27,7 @@ LAYERS = [
     "ops",
     "linear_table",
     "linear",
+    "cuda_limits",
     "drafter",
     "target",
     "sampling",

@@ -10,16 +10,23 @@ import torch
 from torch import Tensor
 
 from p_eagle_cuda import ops
+from p_eagle_cuda._registry import compiled
 from p_eagle_cuda.config import DrafterConfig
+from p_eagle_cuda.cuda_limits import cuda_refusals
+from p_eagle_cuda.errors import BackendError
 from p_eagle_cuda.kv_cache import allocate_cache
-from p_eagle_cuda.linear import LinearChoice, LinearLayers
+from p_eagle_cuda.linear import LinearChoice, LinearLayers, architecture_of
 from p_eagle_cuda.linear_table import LinearTable
 from p_eagle_cuda.reference import STATISTIC_COLUMNS, LayerCache, PreparedInputs
 from p_eagle_cuda.weights import DrafterWeights, load_drafter_weights
 
 
 class Drafts(NamedTuple):
-    """What a pass drafts. Views of the drafter's buffers, valid until its next pass."""
+    """What a pass drafts. Views of the drafter's buffers, valid until its next pass.
+
+    Where there is no draft, because the request has no valid rows or the position no slot in the
+    cache, the ids are -1, logits and lse -inf.
+    """
 
     token_ids: Tensor  # [B, K] int64, the most likely token of each position
     top_ids: Tensor  # [B, K, k] int64, the k most likely, best first
@@ -52,7 +59,7 @@ class Drafter:
         Args:
             config: The checkpoint's configuration.
             weights: Its packed weights; their device and dtype are the drafter's. Positions past
-                the end of their rope table get no slot in the cache.
+                the end of their rope table get no slot in the cache, and no draft.
             caches: One paged cache per layer, from `allocate_cache` or a serving engine's own.
             num_speculative_tokens: K, drafted in each pass. May exceed the K of training; the
                 later positions are then rarely accepted.
@@ -65,7 +72,8 @@ class Drafter:
                 or another such table. See `linear_backends`.
 
         Raises:
-            BackendError: `linear` is no backend, or one that cannot run these weights.
+            BackendError: `linear` is no backend, or one that cannot run these weights; or the
+                kernels do not take a drafter like this.
             ValueError: A size is out of range, or the caches do not fit the configuration.
         """
         K, dtype, device = num_speculative_tokens, weights.fc.dtype, weights.fc.device
@@ -84,6 +92,11 @@ class Drafter:
         self.top_k = top_k
 
         R, N = max_target_rows + max_requests * (K - 1), max_requests * K
+        refusals = cuda_refusals(
+            config, dtype, self.caches, N, top_k, architecture_of(device), compiled().cuda_archs
+        )
+        if refusals:
+            raise BackendError(f"Drafter: on CUDA {'; '.join(refusals)}")
         H, D = config.hidden_size, config.head_dim
         Nq, Nkv = config.num_heads, config.num_kv_heads
         wide = torch.float64 if dtype == torch.float64 else torch.float32
@@ -158,7 +171,8 @@ class Drafter:
         Raises:
             ConfigError: The configuration is missing, malformed or not supported.
             CheckpointError: The tensors are not those that the configuration calls for.
-            BackendError: `linear` is no backend, or one that cannot run these weights.
+            BackendError: `linear` is no backend, or one that cannot run these weights; or the
+                kernels do not take a drafter like this.
             ValueError: A size is out of range.
         """
         config = DrafterConfig.from_pretrained(path)
@@ -198,7 +212,8 @@ class Drafter:
             target_tokens: ``[T]`` int64, ids the target has just read, requests adjacent.
             target_positions: ``[T]`` int64, their absolute positions.
             taps: n tensors ``[T, Ht]`` in the working dtype, the tapped hidden states of the rows.
-            query_start: ``[B + 1]`` int32, first row of each request, then T.
+            query_start: ``[B + 1]`` int32, first row of each request, then their total, at most T.
+                Requests without rows are padding.
             num_rejected: ``[B]`` int32, rows at the end of each request that failed verification.
             next_tokens: ``[B]`` int64, the token after each request's last valid row.
             block_table: ``[B, max_blocks]`` int32.
@@ -222,21 +237,18 @@ class Drafter:
                 f"Drafter.propose: the checkpoint reads {config.num_taps} taps, got {len(taps)}"
             )
         R, eps = T + B * (K - 1), config.rms_norm_eps
+        Nq, Nkv, D = config.num_heads, config.num_kv_heads, config.head_dim
+        work = ops.slice_work(self._attention.work, R, B, Nq, Nkv, D)
         inputs = ops.prepare_inputs(
             target_tokens, target_positions, query_start, num_rejected, next_tokens, block_table,
             K, config.mask_token_id, self.block_size, len(w.rope), out=self._slice(B, R),
+            work=work, num_heads=Nq, num_kv_heads=Nkv,
         )  # fmt: skip
         num_rows = inputs.row_start[B:]
         linear = self._linear.for_rows(R)
         hidden = linear.project_taps(
             taps, inputs.source_row, num_rows, w.fc, w.input_norm, w.fc_norms, eps,
             out=self._hidden[:R],
-        )  # fmt: skip
-        Nq, Nkv, D = config.num_heads, config.num_kv_heads, config.head_dim
-        work = ops.plan_attention(
-            inputs.row_start, inputs.seq_lens, inputs.positions, Nq, Nkv,
-            block_table.shape[1] * self.block_size, 0, False,
-            ops.slice_work(self._attention.work, R, B, Nq, Nkv, D),
         )  # fmt: skip
         first = w.layers[0]
         assert first.hidden_norm is not None, "layer 0 of a drafter norms the hidden state"

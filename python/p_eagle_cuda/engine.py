@@ -185,8 +185,9 @@ class SpeculativeEngine:
             ).token_ids.tolist()  # fmt: skip
             vocab_size = self.target.config.vocab_size
             for request, draft in zip(active, drafts, strict=True):
-                # A drafter's table may be padded past the target's; the chain ends there.
-                request.drafts = list(takewhile(lambda token: token < vocab_size, draft))
+                # A drafter's table may be padded past the target's, and its context be shorter;
+                # the chain ends there.
+                request.drafts = list(takewhile(lambda token: 0 <= token < vocab_size, draft))
 
     def _query(self, request: _Request) -> list[int]:
         """The tokens that the target reads for this request in this pass."""

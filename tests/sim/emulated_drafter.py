@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from op_cases import EMULATED_SMS
+from op_cases import EMULATED_SMS, WORK_HEADER
 from p_eagle_cuda import _C, Drafter, ops
+from p_eagle_cuda.cuda_limits import cuda_refusals
 from p_eagle_cuda.ops import attention
 from sim import torch_ops
 from sim.emulator import Session, Settings
@@ -62,6 +63,11 @@ def emulated(
         size = _C.attention_workspace_bytes(ATTENTION_BLOCKS, drafter.config.head_dim)
         workspace = torch.zeros(size, dtype=torch.uint8)
         drafter._attention = drafter._attention._replace(workspace=workspace)
+        refusals = cuda_refusals(
+            drafter.config, drafter.weights.norm.dtype, drafter.caches, len(drafter._ids),
+            drafter.top_k, "sm_90", ("90a",),
+        )  # fmt: skip
+        assert not refusals, "what runs here must not be refused on a GPU"
         with torch_ops.emulator().session(settings) as session:
             patch.setattr(torch.ops, "p_eagle", torch.ops.p_eagle_sim)
             _adopt(session, "weights", drafter.weights, read_only=True, initialized=True)
@@ -69,6 +75,10 @@ def emulated(
             for name, value in vars(drafter).items():
                 if name not in ("weights", "config"):
                     _adopt(session, name, value, read_only=False, initialized=name in zeroed)
+            header = drafter._attention.work[:WORK_HEADER]  # it has a counter
+            session.mark_initialized(
+                AdoptedMemory("header", header.data_ptr(), header.nbytes, False, True)
+            )
             yield drafter, session
 
 
