@@ -79,9 +79,10 @@ def emulated(
                     session, name, value, read_only=is_static, initialized=is_static or is_zeroed
                 )
             header = drafter._buffers.attention_work[:WORK_HEADER]  # it has a counter
-            session.mark_initialized(
-                AdoptedMemory("header", header.data_ptr(), header.nbytes, False, True)
-            )
+            if drafter.buffer_plan["attention_work"].is_zeroed:
+                session.mark_initialized(
+                    AdoptedMemory("header", header.data_ptr(), header.nbytes, False, True)
+                )
             yield drafter, session
 
 
