@@ -111,8 +111,8 @@ def plan_attention(run: Run) -> None:
     requests and segments than threads; some have more rows than a tile, others none, and the row
     starts of some go back.
     """
-    B, num_heads, num_kv_heads, num_blocks = 400, 16, 2, 40
-    numbers = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "max_keys": 3000}
+    B, group, num_blocks = 400, 8, 40
+    numbers = {"num_kv_heads": 2, "max_keys": 3000}
     request = torch.arange(B)
     rows = request % 4
     rows[77], rows[-1] = 130, 40
@@ -129,16 +129,19 @@ def plan_attention(run: Run) -> None:
         label: str, row_start: Tensor, seq_lens: Tensor, *, is_tree: bool, window: int,
         made: ctypes.c_void_p | None = None,
     ) -> tuple[Tensor, ctypes.c_void_p]:  # fmt: skip
-        size = _C.attention_work_size(R, B, num_heads // num_kv_heads, num_blocks)
+        size = _C.attention_work_size(R, B, group, num_blocks)
         work = torch.full((size,), 77, dtype=torch.int32)
         plan = work.clone()
-        ops.plan_attention(row_start, seq_lens, positions, *numbers.values(), window, is_tree, plan)
+        ops.plan_attention(
+            row_start, seq_lens, positions, 2 * group, *numbers.values(), window, is_tree, plan
+        )
         written = run.updated(f"work{label}", work, plan, 0.0)
         params = params_type("PlanAttentionParams")(
             row_start=run.given(f"row_start{label}", row_start),
             seq_lens=made or run.given(f"seq_lens{label}", seq_lens),
             positions=run.given(f"positions{label}", positions), work=written, num_rows=R,
-            num_requests=B, window=window, num_blocks=num_blocks, is_tree=is_tree, **numbers,
+            num_requests=B, group=group, window=window, num_blocks=num_blocks, is_tree=is_tree,
+            **numbers,
         )  # fmt: skip
         run.launch("launch_plan_attention_from_c", ctypes.byref(params))
         return plan, written

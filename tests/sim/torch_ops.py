@@ -85,7 +85,8 @@ def call(name: str, arguments: Arguments, settings: Settings) -> list[Launch]:
         copies = guarded(session, name, arguments)
         op(name)(*copies.values())
     for argument in written_arguments(name):
-        arguments[argument].copy_(copies[argument])
+        if arguments[argument] is not None:
+            arguments[argument].copy_(copies[argument])
     return session.launches
 
 
