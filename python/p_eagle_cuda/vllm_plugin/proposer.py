@@ -40,9 +40,13 @@ class PEagleProposer(EagleProposer):  # type: ignore[misc]  # vLLM has no types 
             return
         try:
             options = PluginOptions.read(self.vllm_config.additional_config)
-            reason = refusal(self.vllm_config, self.device) if options.enabled else "switched off"
+            reason = (
+                refusal(self.vllm_config, self.device.type) if options.enabled else "switched off"
+            )
             if reason is None:
-                self._served = ServedDrafter(self.model, self.vllm_config, self.device, options)
+                self._served = ServedDrafter(
+                    self.model, self.vllm_config, self.device, options, joins_taps=True
+                )
         except PEagleError as error:
             reason = str(error)
         if self._served is None:

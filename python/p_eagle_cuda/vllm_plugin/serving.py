@@ -29,6 +29,8 @@ class ServedDrafter:
         vllm_config: Any,  # noqa: ANN401
         device: torch.device,
         options: PluginOptions,
+        *,
+        joins_taps: bool,
     ) -> None:
         """Adopt the weights, and hold the memory that the buffers will need.
 
@@ -39,6 +41,7 @@ class ServedDrafter:
             vllm_config: vLLM's configuration.
             device: Of the worker.
             options: Of the plugin.
+            joins_taps: Whether the target's hidden states come side by side in one tensor.
 
         Raises:
             PEagleError: The checkpoint is not one that the kernels can run.
@@ -58,7 +61,7 @@ class ServedDrafter:
             "max_requests": scheduler.max_num_seqs,
             "max_target_rows": min(options.max_target_rows, scheduler.max_num_batched_tokens),
         }
-        self._joins_taps = self._weights.fc_norms is None
+        self._joins_taps = joins_taps and self._weights.fc_norms is None
         self._drafter: Drafter | None = None
         self._held: Tensor | None = torch.empty(
             self._plan_bytes(), dtype=torch.uint8, device=device
@@ -128,7 +131,7 @@ class ServedDrafter:
         """
         assert self._drafter is not None
         drafter, B, T = self._drafter, len(next_tokens), len(tokens)
-        if not self._joins_taps and len(taps) == 1:
+        if len(taps) == 1 and not self._joins_taps:
             taps = tuple(taps[0].chunk(self._config.num_taps, dim=1))
         if drafter.limits.batch_size(B, T) is not None:
             given = drafter.static_inputs(B, T)

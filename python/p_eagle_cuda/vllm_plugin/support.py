@@ -16,12 +16,12 @@ def is_p_eagle(vllm_config: Any) -> bool:  # noqa: ANN401 - vLLM's types change 
     return speculative.method == "eagle3" and bool(speculative.parallel_drafting)
 
 
-def refusal(vllm_config: Any, device: torch.device) -> str | None:  # noqa: ANN401
+def refusal(vllm_config: Any, device_type: str) -> str | None:  # noqa: ANN401
     """Why vLLM's own drafter has to serve; None if ours can.
 
     Args:
         vllm_config: vLLM's whole configuration, with speculative decoding.
-        device: Of the worker.
+        device_type: Of the workers, "cuda" or "cpu".
     """
     speculative, model = vllm_config.speculative_config, vllm_config.model_config
     draft = speculative.draft_model_config
@@ -37,6 +37,7 @@ def refusal(vllm_config: Any, device: torch.device) -> str | None:  # noqa: ANN4
         "the model is split into pipeline stages": parallel.pipeline_parallel_size > 1,
         "contexts are split over several GPUs": (
             getattr(parallel, "decode_context_parallel_size", 1) > 1
+            or getattr(parallel, "prefill_context_parallel_size", 1) > 1
         ),
         "the drafter's checkpoint is quantised": draft.quantization is not None,
         "target and drafter have different vocabularies": (
@@ -47,12 +48,16 @@ def refusal(vllm_config: Any, device: torch.device) -> str | None:  # noqa: ANN4
         ),
         "the drafter scales its logits": getattr(hf, "logit_scale", 1.0) != 1.0,
         "LoRA adapters are on": vllm_config.lora_config is not None,
+        "text is watermarked": getattr(vllm_config, "watermark_config", None) is not None,
+        "verification is adaptive, which takes the drafter's logits": (
+            getattr(speculative, "enable_adaptive_verification", False)
+        ),
         "the draft batch is not padded": speculative.disable_padded_drafter_batch,
     }
     for reason, applies in checks.items():
         if applies:
             return reason
-    if device.type == "cuda":
+    if device_type == "cuda":
         if head_dim not in CUDA_HEAD_DIMS:
             sizes = " or ".join(map(str, CUDA_HEAD_DIMS))
             return f"the drafter's heads have size {head_dim}, the kernels take {sizes}"
@@ -61,6 +66,6 @@ def refusal(vllm_config: Any, device: torch.device) -> str | None:  # noqa: ANN4
         missing = [name for name, has in ops.implementations().items() if not has["cuda"]]
         if missing:
             return f"this build has no CUDA kernel for {', '.join(missing)}"
-    elif device.type != "cpu":
-        return f"there are no kernels for {device.type}"
+    elif device_type != "cpu":
+        return f"there are no kernels for {device_type}"
     return None
