@@ -199,6 +199,15 @@ def host_compilation(
     return Compilation(source.resolve(), command)
 
 
+def generated_source(name: str, text: str) -> Path:
+    """A file of the cache that holds `text`."""
+    path = CACHE / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.is_file() or path.read_text() != text:
+        _write(path, text)
+    return path
+
+
 # ---- Compiling and linking, once -----------------------------------------------------------------
 
 

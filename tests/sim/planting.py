@@ -65,10 +65,7 @@ class Variants:
         """How all variants of a kernel are compiled together."""
         sample = SAMPLES[kernel]
         text = _amalgamate(sample, self._wanted[kernel])
-        path = build.CACHE / "variants" / f"{kernel}.cu"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.is_file() or path.read_text() != text:
-            path.write_text(text)
+        path = build.generated_source(f"variants/{kernel}.cu", text)
         return build.cuda_compilation(path, includes=sample.includes)
 
 

@@ -63,6 +63,55 @@ def test_simultaneous_builds_share_the_work(compilation: build.Compilation) -> N
     assert len(objects) == len(build.compiled) == 1
 
 
+def test_what_was_compiled_in_the_background_is_found(compilation: build.Compilation) -> None:
+    lines: list[str] = []
+    background = build.BackgroundCompiler()
+    build.report_progress = lines.append  # the fixture puts the old one back
+    background.add([compilation] * 3)
+    found = build.compile_object(compilation)
+    background.stop()
+    assert found.is_file()
+    assert len(build.compiled) == 1
+    assert len(lines) <= 1, "expected at most the line of the foreground"
+
+
+def test_an_error_in_the_background_shows_to_who_asks(compilation: build.Compilation) -> None:
+    compilation.source.write_text("int value() { return missing_name; }\n")
+    background = build.BackgroundCompiler()
+    background.add([compilation])
+    background.stop()
+    with pytest.raises(build.CompilationError, match="missing_name"):
+        build.compile_object(compilation)
+
+
+def test_stopping_drops_what_has_not_begun(compilation: build.Compilation) -> None:
+    background = build.BackgroundCompiler()
+    many = [
+        build.Compilation(compilation.source, (*compilation.command, f"-DN={i}")) for i in range(50)
+    ]
+    background.add(many)
+    background.stop()
+    assert len(build.compiled) < len(many)
+
+
+def test_a_precompiled_header_is_part_of_the_key(compilation: build.Compilation) -> None:
+    """As the emulator has one; what is compiled with it must follow its contents."""
+    header = compilation.source.parent / "value.h"
+    compilation.source.write_text("int value() { return VALUE; }\n")
+
+    def compiled() -> Path:
+        flags = "-x", "c++-header"
+        precompiled = build.Compilation(header, (*compilation.command, *flags), ".gch")
+        include = build.compile_object(precompiled).with_suffix("")
+        command = (*compilation.command, "-include", str(include))
+        return build.compile_object(build.Compilation(compilation.source, command))
+
+    first = compiled()
+    assert compiled() == first
+    header.write_text("#define VALUE 2\n")
+    assert compiled() != first
+
+
 def test_an_error_is_shown_whole_and_leaves_nothing(compilation: build.Compilation) -> None:
     compilation.source.write_text("int value() { return missing_name; }\n" * 30)
     with pytest.raises(build.CompilationError) as caught:
