@@ -24,7 +24,6 @@ class Served:
     outputs: list[list[list[int] | None]]
     drafts: list[list[list[int]]]
     counters: dict[str, Any]
-    runner: str
     log: list[str]
 
 

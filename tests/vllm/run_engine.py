@@ -29,10 +29,7 @@ def main(case_path: str, result_path: str) -> None:
         for metric in llm.get_metrics()
         if "spec_decode" in metric.name
     }
-    result = {
-        "outputs": outputs, "drafts": drafts, "counters": counters,
-        "runner": type(llm.llm_engine.model_executor.driver_worker.worker.model_runner).__module__,
-    }  # fmt: skip
+    result = {"outputs": outputs, "drafts": drafts, "counters": counters}
     Path(result_path).write_text(json.dumps(result))
 
 
