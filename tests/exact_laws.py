@@ -32,7 +32,7 @@ class Branches:
         self.taken.append((outcome, probabilities))
         return outcome
 
-    def accepts(self, probability: float, depth: int, sibling: int) -> bool:
+    def accepts(self, probability: float, node: int) -> bool:
         assert 0 <= probability <= 1
         return self._decide([probability, 1 - probability]) == 0
 

@@ -18,21 +18,21 @@ _WORD = 0xFFFFFFFF
 class Stream(IntEnum):
     """What noise is for: the streams have nothing to do with each other.
 
-    What decides whether a draft is accepted, and in which order drafts are drawn, is keyed by the
-    position of the *root* of the step and the depth below it. Keyed by the position of the draft
-    it would be used again by the next step where this one rejects the draft, and that it did so
-    says something of the noise: block verification would be biased. A choice is the last thing a
-    step does, and never made again, so the absolute position of the token is its key, and a token
-    that the target chooses by itself is the same whatever is drafted.
+    What decides in which order drafts are drawn and whether they are accepted is keyed by the
+    position of the *root* of the step, and the depth or the node below it. Keyed by the position of
+    a draft, it would be met again by the next step where this one rejects the draft, and that it
+    did so says something of the noise: block verification would be biased. A choice ends a step and
+    is never made again, so its key is the position of the token itself, and a token that the target
+    chooses alone is the same whatever is drafted.
     """
 
     HEAD = 0  # Gumbel noise of draft ids, in `lm_head_topk`
     ORDER = 1  # Gumbel noise of the k entries of a depth, in `build_tree`
-    ACCEPT = 2  # of the children of a node, in order
-    CHOICE = 3  # of the target's own token
+    ACCEPT = 2  # of the nodes of a tree, by their index
+    CHOICE = 3  # of the target's own token, index 0
 
-    def at(self, depth: int) -> int:
-        """The salt of this stream `depth` tokens below the position that is given."""
+    def salt(self, depth: int = 0) -> int:
+        """What is added to a counter, of a depth below the root."""
         return self + 4 * depth
 
 

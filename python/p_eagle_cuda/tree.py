@@ -181,7 +181,7 @@ def entry_order(
         scaled = scaled / torch.where(is_random, t, 1.0).to(logits.dtype)
         keys, positions = noise_keys[:, None], root_positions[:, None]
         added = [
-            gumbel(keys, positions, ids[:, depth].clamp(min=0), Stream.ORDER.at(depth))
+            gumbel(keys, positions, ids[:, depth].clamp(min=0), Stream.ORDER.salt(depth))
             for depth in range(ids.shape[1])
         ]
         if added:

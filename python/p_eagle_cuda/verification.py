@@ -56,8 +56,8 @@ class Drafts(NamedTuple):
 class Decisions(Protocol):
     """What chance decides; tests put all that can be in its place."""
 
-    def accepts(self, probability: float, depth: int, sibling: int) -> bool:
-        """Whether a child of this depth below the root is accepted."""
+    def accepts(self, probability: float, node: int) -> bool:
+        """Whether the draft of a node is accepted."""
 
     def chooses(self, weights: Tensor, depth: int) -> int:
         """An index of weights, which need not add up to 1, for the token at this depth."""
@@ -66,21 +66,26 @@ class Decisions(Protocol):
 class KeyedDecisions(NamedTuple):
     """Decisions by the noise of a request."""
 
-    key: Tensor  # [] int64
-    root_position: Tensor  # [] int64
+    accept: Tensor  # [N] float64, in (0, 1), of each node
+    choice: Tensor  # [N] float64, of the tokens at depth 1 and on
 
-    def accepts(self, probability: float, depth: int, sibling: int) -> bool:
-        index = torch.tensor(sibling)
-        salt = Stream.ACCEPT.at(depth - 1)
-        return float(fine_uniform(self.key, self.root_position, index, salt)) < probability
+    def accepts(self, probability: float, node: int) -> bool:
+        return float(self.accept[node]) < probability
 
     def chooses(self, weights: Tensor, depth: int) -> int:
-        """The inverse of the cumulative weights at the uniform of the token's position."""
-        position = self.root_position + depth
-        uniform = fine_uniform(self.key, position, torch.tensor(0), Stream.CHOICE.at(0))
         # The uniform is below 1 by more than a rounding, so the index has a weight above zero.
         cumulative = weights.cumsum(dim=0)
-        return int(torch.searchsorted(cumulative, uniform * cumulative[-1], right=True))
+        goal = self.choice[depth - 1] * cumulative[-1]
+        return int(torch.searchsorted(cumulative, goal, right=True))
+
+
+def keyed_decisions(keys: Tensor, root_positions: Tensor, num_nodes: int) -> list[KeyedDecisions]:
+    """Of each request, whose key and root position are given, ``[B]`` int64."""
+    keys, positions = keys[:, None], root_positions[:, None]
+    index = torch.arange(num_nodes, device=keys.device)
+    accept = fine_uniform(keys, positions, index, Stream.ACCEPT.salt())
+    choice = fine_uniform(keys, positions + 1 + index, index[:1], Stream.CHOICE.salt())
+    return [KeyedDecisions(*rows) for rows in zip(accept, choice, strict=True)]
 
 
 def logit_floors(
@@ -237,12 +242,12 @@ def _rejection_step(request: Request, node: int, depth: int) -> tuple[int | None
     if not children:
         return None, request.decisions.chooses(p, depth)
     residual = Residual(p, request.entries(depth))
-    for sibling, child in enumerate(children):
+    for child in children:
         entry = residual.find(request.candidates[child])
         if entry is None:  # nobody can have drawn it
             continue
         ratio = float(residual.at_entries[entry] / residual.q[entry])
-        if request.decisions.accepts(min(1.0, ratio), depth, sibling):
+        if request.decisions.accepts(min(1.0, ratio), child):
             return child, request.candidates[child]
         residual.reject(entry)
     return None, residual.choose(request.decisions, depth)
@@ -267,7 +272,7 @@ def _walk_block(request: Request) -> tuple[list[int], int]:
             at_draft = float(residual.at_entries[entry] / residual.q[entry])
             total = residual.subtract()
             chance = min(1.0, total / (total + 1 - joint)) if total + 1 - joint > 0 else 1.0
-        if depth == 1 or request.decisions.accepts(chance, depth - 1, 0):
+        if depth == 1 or request.decisions.accepts(chance, path[-1]):
             accepted, left = depth - 1, (p, residual if entry is not None else None)
         if child is None or entry is None:
             break
@@ -313,7 +318,7 @@ def verify(
         last_row=zeros.int() - 1,
         next_tokens=next_tokens.clone(),
     )
-    starts = row_start.tolist()
+    starts, decisions = row_start.tolist(), keyed_decisions(keys, root_positions, N)
     for b in range(B):
         first, rows = starts[b], min(starts[b + 1] - starts[b], N)
         if rows < 1 or first < 0 or first + rows > R:
@@ -333,7 +338,7 @@ def verify(
 
         request = Request(
             law, entries, candidates[b, :rows].tolist(), links[0][b, :rows].tolist(),
-            links[1][b, :rows].tolist(), KeyedDecisions(keys[b], root_positions[b]),
+            links[1][b, :rows].tolist(), decisions[b],
         )  # fmt: skip
         # Where nothing is drawn the other rules are the first, and need no law of drafts for it.
         is_drawn = bool(t[b] > 0) and bool(draft_t[b] > 0)
