@@ -6,6 +6,7 @@ the reference); on a GPU, and on its emulator, the same tests check the kernels.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ from numerics import assert_as_accurate_as_torch, assert_rounded_once, double
 from op_cases import CASES, N_REAL, OUTPUTS, SCRATCH, SENTINEL, Arguments, plan
 from p_eagle_cuda import attention_work, ops, reference
 from p_eagle_cuda.noise import Noise
+from p_eagle_cuda.tree import Topology, build_tree
+from p_eagle_cuda.verification import RULES, Drafts, logit_floors, verify
 
 OPS = sorted(CASES)
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
@@ -36,10 +39,15 @@ DEFINES_SIZES = {
     "norm_rows": {"x"},
     "gate_rows": {"gate_up"},
     "rope_cache": {"heads", "q", "k_cache"},
+    "build_tree": {"ids", "candidates", "shape_parents"},
+    "verify": {"logits", "candidates", "draft_ids"},
+    "logit_floors": {"logits", "temperature"},
 }
 
 # Of these ops all elements of the outputs are written, however many rows exist.
-WHOLE_OUTPUTS = {"prepare_inputs", "plan_attention", "lm_head_topk"}
+WHOLE_OUTPUTS = {
+    "prepare_inputs", "plan_attention", "lm_head_topk", "build_tree", "verify", "logit_floors",
+}  # fmt: skip
 
 CPU = DEVICES["cpu"]
 
@@ -114,6 +122,20 @@ def run_reference(name: str, a: Arguments) -> dict[str, Tensor]:
             a["k_cache"].shape[1], a["eps"],
         )  # fmt: skip
         return {"q": q, **written_caches(a, k, v)}
+    if name == "build_tree":
+        return build_tree(
+            a["ids"], a["logits"], a["lse"], a["root_tokens"], a["root_positions"],
+            a["candidates"].shape[1], a["vocab_size"], Topology(a["shape_parents"], a["shape_ranks"]),
+            a["budgets"], a["noise_keys"], a["temperature"],
+        )._asdict()  # fmt: skip
+    if name == "verify":
+        return verify(
+            a["logits"], a["row_start"], a["candidates"], a["next_tokens"], a["temperature"],
+            a["keys"], a["root_positions"], None, a["floors"],
+            Drafts(a["draft_ids"], a["draft_logits"], a["draft_temperature"]), RULES[a["rule"]],
+        )._asdict()  # fmt: skip
+    if name == "logit_floors":
+        return {"floors": logit_floors(*list(a.values())[:6])}
     noise = Noise(a["noise_keys"], a["noise_positions"], a["temperature"])
     ids, logits, lse = reference.lm_head_topk(
         a["x"], a["sample_rows"], a["norm_weight"], a["weight"], a["draft_to_target"],
@@ -207,6 +229,8 @@ def test_no_rows(name: str, device: Device) -> None:
         arguments["query_start"].zero_()
     elif name == "lm_head_topk":
         arguments["sample_rows"].fill_(-1)
+    elif name == "build_tree":
+        arguments["budgets"].zero_()
     elif "num_rows" in arguments:
         arguments["num_rows"].zero_()
     else:
@@ -222,6 +246,14 @@ def test_no_rows(name: str, device: Device) -> None:
         assert (arguments["ids"] == -1).all()
     elif name == "plan_attention":
         assert arguments["work"][:2].tolist() == [0, 0]
+    elif name == "build_tree":
+        assert (arguments["num_nodes"] == 0).all()
+        assert (arguments["candidates"] == -1).all()
+    elif name == "verify":
+        assert (arguments["tokens"] == -1).all()
+        assert torch.equal(arguments["next_tokens"], before["next_tokens"])
+    elif name == "logit_floors":
+        assert (arguments["floors"] == float("-inf")).all()
     else:
         for output in OUTPUTS[name]:
             assert torch.equal(arguments[output].nan_to_num(), before[output].nan_to_num())
@@ -282,6 +314,15 @@ def test_public_function_allocates_what_it_returns(name: str, device: Device) ->
         given["work"] = plain["work"]
     if name == "lm_head_topk":
         given["top_k"] = plain["ids"].shape[1]
+    if name == "build_tree":
+        given["shape"] = Topology(given.pop("shape_parents"), given.pop("shape_ranks"))
+        given["off_spine_discount"] = math.exp(given.pop("log_discount"))
+        given["num_nodes"] = plain["candidates"].shape[1]
+    if name == "verify":
+        del given["next_token"], given["next_sibling"]
+        given["sampling"] = ops.Sampling(*(given.pop(x) for x in ops.Sampling._fields))
+        given["drafts"] = Drafts(*(given.pop(f"draft_{x}") for x in Drafts._fields))
+        given["rule"], given["next_tokens"] = RULES[given["rule"]], plain["next_tokens"]
     returned = getattr(ops, name)(**given)
     device.call(name, arguments)
     results = returned if isinstance(returned, tuple) else (returned,)

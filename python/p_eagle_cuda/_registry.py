@@ -191,7 +191,7 @@ def lm_head_workspace(device: torch.device, num_samples: int, top_k: int) -> Ten
 
 
 def verify_workspace(device: torch.device, num_rows: int, vocab_size: int) -> Tensor:
-    """Zeroed scratch memory for `verify` of at most so many rows of logits.
+    """Scratch memory for `verify` of so many rows of logits, or fewer.
 
     For one stream of `device`; none on the CPU.
     """

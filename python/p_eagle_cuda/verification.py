@@ -132,19 +132,20 @@ def without_nan(logits: Tensor) -> Tensor:
 def target_law(logits: Tensor, temperature: float, floor: float | None) -> Tensor:
     """The probabilities [V] of a row's tokens, float64: softmax(logits / temperature) from `floor` on.
 
-    All on the largest logit, of equals the lower id, where the temperature is not above zero or the
-    largest is infinite: of a row that says nothing, all on id 0.
+    All on the largest logit, of equals the lower id, where the temperature is not above zero, the
+    largest is infinite, or the floor is above it: of a row that says nothing, all on id 0.
     """
     wide = without_nan(logits).double()
     best = int(wide.argmax())
     largest = wide[best]
-    if not temperature > 0 or not bool(largest.isfinite()):
+    nothing_is_kept = floor is not None and bool(largest < floor)
+    if not temperature > 0 or not bool(largest.isfinite()) or nothing_is_kept:
         law = torch.zeros_like(wide)
         law[best] = 1
         return law
     scaled = (wide - largest) / temperature
     if floor is not None:
-        scaled = scaled.masked_fill(wide < largest.clamp(max=floor), float("-inf"))
+        scaled = scaled.masked_fill(wide < floor, float("-inf"))
     return scaled.softmax(dim=0)
 
 

@@ -195,7 +195,7 @@ def verify(
         out: Where to write, of the shapes below; `next_tokens` must be the argument. Allocated if
             None.
         floors: ``[R]`` from `logit_floors`: the smallest logit of a row that may be drawn.
-        workspace: Zeroed memory of this stream from `verify_workspace`; allocated if None.
+        workspace: Memory of this stream from `verify_workspace`; allocated if None.
 
     Returns:
         `verification.Verified`. Its `num_rejected` and `next_tokens` are arguments of the next
