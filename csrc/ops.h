@@ -335,25 +335,25 @@ enum class VerifyRule : int { kTarget, kRejection, kBlock };
 // What each request accepts and emits. R: rows of the logits, V: vocabulary, B: requests, N: nodes,
 // K: depths and k: entries of the drafts' law.
 struct VerifyParams {
-  void const* logits = nullptr;             // [R, V]
-  int32_t const* row_start = nullptr;       // [B + 1]
-  int64_t const* candidates = nullptr;      // [B, N]
-  int64_t const* next_token = nullptr;      // [B, N]  null: a chain, as next_sibling then is
-  int64_t const* next_sibling = nullptr;    // [B, N]
-  float const* temperature = nullptr;       // [B]     null: 0, and the next two are null
-  int64_t const* keys = nullptr;            // [B]
-  int64_t const* root_positions = nullptr;  // [B]
-  float const* floors = nullptr;            // [R]     null: -inf
-  int64_t const* draft_ids = nullptr;       // [B * K, k]  null: drafts were not drawn
-  float const* draft_logits = nullptr;      // [B * K, k]
-  float const* draft_temperature = nullptr; // [B]
-  int64_t* tokens = nullptr;                // [B, N]
-  int32_t* path = nullptr;                  // [B, N]
-  int32_t* num_accepted = nullptr;          // [B]
-  int32_t* num_rejected = nullptr;          // [B]
-  int32_t* last_row = nullptr;              // [B]
-  int64_t* next_tokens = nullptr;           // [B]     kept for requests without rows
-  void* workspace = nullptr;                // verify_workspace_bytes
+  void const* logits = nullptr;              // [R, V]
+  int32_t const* row_start = nullptr;        // [B + 1]
+  int64_t const* candidates = nullptr;       // [B, N]
+  int64_t const* next_token = nullptr;       // [B, N]  null: a chain, as next_sibling then is
+  int64_t const* next_sibling = nullptr;     // [B, N]
+  float const* temperature = nullptr;        // [B]     null: 0, and the next two are null
+  int64_t const* keys = nullptr;             // [B]
+  int64_t const* root_positions = nullptr;   // [B]
+  float const* floors = nullptr;             // [R]     null: -inf
+  int64_t const* draft_ids = nullptr;        // [B * K, k]  null: drafts were not drawn
+  float const* draft_logits = nullptr;       // [B * K, k]
+  float const* draft_temperature = nullptr;  // [B]
+  int64_t* tokens = nullptr;                 // [B, N]
+  int32_t* path = nullptr;                   // [B, N]
+  int32_t* num_accepted = nullptr;           // [B]
+  int32_t* num_rejected = nullptr;           // [B]
+  int32_t* last_row = nullptr;               // [B]
+  int64_t* next_tokens = nullptr;            // [B]     kept for requests without rows
+  void* workspace = nullptr;                 // verify_workspace_bytes
   VerifyRule rule{};
   int num_rows = 0;      // R
   int vocab_size = 0;    // V

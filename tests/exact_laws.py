@@ -62,7 +62,7 @@ def _next_script(taken: list[tuple[int, list[float]]]) -> list[int] | None:
     return None
 
 
-# ---- Models ---------------------------------------------------------------------------------------
+# ---- Models --------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -114,7 +114,7 @@ def random_models(kind: str, seed: int, V: int, depth: int, is_parallel: bool) -
 
 KINDS = ["any", "sharp", "zeros", "sure target", "sure draft", "uniform", "equal"]
 
-# ---- Laws -----------------------------------------------------------------------------------------
+# ---- Laws ----------------------------------------------------------------------------------------
 
 
 def exact_law(models: Models, length: int) -> Tensor:
@@ -218,27 +218,39 @@ def emitted_law(
             if rank < len(children) and exists(models.draft[context], children, rank):
                 tokens[node] = children[rank]
                 contexts[node] = (*context, children[rank])
-        first, following = shape.links(list(contexts))
-        spine = {len(context): context for context in reversed(contexts.values())}
-
-        def run(decisions: Branches) -> tuple[int, ...]:
-            def entries(depth: int) -> Entries:
-                q = judged(models.draft[spine[depth][:-1]])
-                return Entries(torch.arange(len(q)), q)
-
-            request = Request(
-                lambda node: models.target[contexts[node]], entries, tokens, first, following,
-                decisions,
-            )  # fmt: skip
-            path, token = walk(request, rule)
-            return (*(tokens[node] for node in path[1:]), token)
-
+        run = _step(models, shape, rule, judged, tokens, contexts)
         for emitted, probability in outcomes(run):
             weight = drawn_probability * probability
             rest = length - len(emitted)
             for end in itertools.product(range(models.vocab_size), repeat=rest):
                 law[(*emitted, *end)] += weight * _continued(models, emitted, (*emitted, *end))
     return law
+
+
+def _step(
+    models: Models,
+    shape: Shape,
+    rule: Rule,
+    judged: Callable[[Tensor], Tensor],
+    tokens: Sequence[int],
+    contexts: dict[int, tuple[int, ...]],
+) -> Callable[[Branches], tuple[int, ...]]:
+    """A step of verification with these drafts, whose nodes come after these contexts."""
+    links = shape.links(list(contexts))
+    spine = {len(context): context for context in reversed(contexts.values())}
+
+    def entries(depth: int) -> Entries:
+        q = judged(models.draft[spine[depth][:-1]])
+        return Entries(torch.arange(len(q)), q)
+
+    def run(decisions: Branches) -> tuple[int, ...]:
+        request = Request(
+            lambda node: models.target[contexts[node]], entries, tokens, *links, decisions
+        )
+        path, token = walk(request, rule)
+        return (*(tokens[node] for node in path[1:]), token)
+
+    return run
 
 
 def _all_draws(

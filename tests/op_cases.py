@@ -317,9 +317,7 @@ def verify(device: str, dtype: torch.dtype) -> Arguments:
     return {
         "logits": logits,
         "row_start": torch.tensor([0, 4, 4, 7], device=device, dtype=torch.int32),
-        "candidates": torch.tensor(
-            [[1, 0, 3, 6], [9, 9, 9, 9], [2, 18, 21, 99]], device=device
-        ),
+        "candidates": torch.tensor([[1, 0, 3, 6], [9, 9, 9, 9], [2, 18, 21, 99]], device=device),
         "next_token": None,
         "next_sibling": None,
         "temperature": torch.tensor([0.8, 1.0, 0.0], device=device),
@@ -334,9 +332,7 @@ def verify(device: str, dtype: torch.dtype) -> Arguments:
         **_filled(device, torch.int32, ["path"], 3, N),
         **_filled(device, torch.int32, ["num_accepted", "num_rejected", "last_row"], 3),
         **_filled(device, torch.int64, ["next_tokens"], 3),
-        "workspace": torch.zeros(
-            _C.verify_workspace_bytes(8, V), dtype=torch.uint8, device=device
-        ),
+        "workspace": torch.zeros(_C.verify_workspace_bytes(8, V), dtype=torch.uint8, device=device),
     }
 
 

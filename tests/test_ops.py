@@ -123,10 +123,11 @@ def run_reference(name: str, a: Arguments) -> dict[str, Tensor]:
         )  # fmt: skip
         return {"q": q, **written_caches(a, k, v)}
     if name == "build_tree":
+        shape = Topology(a["shape_parents"], a["shape_ranks"])
         return build_tree(
             a["ids"], a["logits"], a["lse"], a["root_tokens"], a["root_positions"],
-            a["candidates"].shape[1], a["vocab_size"], Topology(a["shape_parents"], a["shape_ranks"]),
-            a["budgets"], a["noise_keys"], a["temperature"],
+            a["candidates"].shape[1], a["vocab_size"], shape, a["budgets"],
+             a["noise_keys"], a["temperature"],
         )._asdict()  # fmt: skip
     if name == "verify":
         return verify(

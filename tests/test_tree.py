@@ -60,7 +60,7 @@ def values_of(entries: dict[str, Tensor], discount: float = 1.0) -> dict[tuple[i
     return values
 
 
-# ---- Shapes ---------------------------------------------------------------------------------------
+# ---- Shapes --------------------------------------------------------------------------------------
 
 
 def test_topology() -> None:
@@ -123,7 +123,7 @@ def test_bad_accuracies(accuracies: list[list[float]], num_drafts: int, message:
         best_paths(accuracies, num_drafts)
 
 
-# ---- Which nodes ----------------------------------------------------------------------------------
+# ---- Which nodes ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("discount", [1.0, 0.3, 1e-6])
@@ -198,7 +198,7 @@ def test_a_shape_with_orphans_and_cycles() -> None:
     assert tree.num_nodes.tolist() == [2]
 
 
-# ---- Outputs --------------------------------------------------------------------------------------
+# ---- Outputs -------------------------------------------------------------------------------------
 
 
 def test_links_masks_and_positions() -> None:
@@ -239,10 +239,12 @@ def test_links_are_those_that_sglang_makes() -> None:
     assert tree.next_sibling[0].tolist() == next_sibling
 
 
-# ---- Entries --------------------------------------------------------------------------------------
+# ---- Entries -------------------------------------------------------------------------------------
 
 
-def entries_of(logits: Sequence[Sequence[float]], ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+def entries_of(
+    logits: Sequence[Sequence[float]], ids: Sequence[Sequence[int]]
+) -> dict[str, Tensor]:
     wide = torch.tensor(logits)
     return {"ids": torch.tensor(ids), "logits": wide, "lse": torch.full((len(wide),), 1.0)}
 
@@ -255,7 +257,9 @@ def test_entries_that_do_not_exist() -> None:
     for options in ({}, {"shape": topology([(0,), (1,), (2,), (0, 0), (0, 1)])}):
         tree = tree_of(entries, 1, 9, **options)
         n = int(tree.num_nodes[0])
-        assert sorted(tree.candidates[0, 1:n].tolist()) == ([2, 3, 6, 6] if not options else [2, 3, 6])
+        assert sorted(tree.candidates[0, 1:n].tolist()) == (
+            [2, 3, 6, 6] if not options else [2, 3, 6]
+        )
     nothing = entries_of([[NAN] * 2] * 2, [[1, 2]] * 2)
     assert tree_of(nothing, 1, 9).num_nodes.tolist() == [1]
 

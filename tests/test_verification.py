@@ -1,4 +1,4 @@
-"""Verification: its exact law by enumeration, the biased rules that this finds, and its contract."""
+"""Verification: its exact law by enumeration, biased rules that this finds, and its contract."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from exact_laws import (
-    KINDS, Shape, chi_square, distance, emitted_law, exact_law, likeliest, random_models,
+    KINDS,
+    Shape,
+    chi_square,
+    distance,
+    emitted_law,
+    exact_law,
+    likeliest,
+    random_models,
     without_replacement,
 )  # fmt: skip
 from p_eagle_cuda import verification
@@ -86,7 +93,7 @@ def test_a_sibling_may_depend_on_the_draws_before_it() -> None:
     ) < EXACT  # fmt: skip
 
 
-# ---- Rules that are biased: the test of the test ---------------------------------------------------
+# ---- Rules that are biased: the test of the test -------------------------------------------------
 
 
 def sorted_draws(law: Tensor, count: int) -> Any:
@@ -179,7 +186,7 @@ def mean_accepted(models: Any, rule: Rule) -> float:
     return mean
 
 
-# ---- Keyed decisions --------------------------------------------------------------------------------
+# ---- Keyed decisions -----------------------------------------------------------------------------
 
 
 def random_step(B: int, N: int, V: int, seed: int = 0, k: int = 3) -> dict[str, Any]:
@@ -230,11 +237,12 @@ def test_outputs_agree_with_each_other() -> None:
     step = random_step(60, N, 7)
     out = verify(**step, rule="rejection")
     for b, accepted in enumerate(out.num_accepted.tolist()):
-        drafts = step["candidates"][b, 1 : accepted + 1].tolist()
-        assert out.tokens[b].tolist() == [*drafts, int(out.next_tokens[b])] + [-1] * (N - accepted - 1)
-        assert out.path[b].tolist() == [b * N + i for i in range(accepted + 1)] + [-1] * (
-            N - accepted - 1
+        drafts, padding = (
+            step["candidates"][b, 1 : accepted + 1].tolist(),
+            [-1] * (N - accepted - 1),
         )
+        assert out.tokens[b].tolist() == [*drafts, int(out.next_tokens[b]), *padding]
+        assert out.path[b].tolist() == [*range(b * N, b * N + accepted + 1), *padding]
         assert int(out.last_row[b]) == b * N + accepted
         assert int(out.num_rejected[b]) == N - 1 - accepted
     assert set(out.num_accepted.tolist()) == {0, 1, 2, 3, 4}
@@ -345,7 +353,7 @@ def test_block_verification_would_be_biased_by_noise_of_absolute_positions(
     assert chi_square(counts.flatten(), markov_law().flatten()) > ONE_IN_A_THOUSAND
 
 
-# ---- Filters of the target --------------------------------------------------------------------------
+# ---- Filters of the target -----------------------------------------------------------------------
 
 
 def floors_of(logits: Tensor, t: float = 1.0, **filters: float) -> Tensor:
@@ -405,7 +413,7 @@ def test_what_filters_take_away_is_not_emitted() -> None:
                 assert int((row > row[token]).sum()) < 2
 
 
-# ---- Odd requests -----------------------------------------------------------------------------------
+# ---- Odd requests --------------------------------------------------------------------------------
 
 
 def test_requests_of_any_length() -> None:

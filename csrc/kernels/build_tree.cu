@@ -97,7 +97,8 @@ CUTLASS_DEVICE void score_entries(BuildTreeParams const& params, int request, in
       for (int j = 0; j < params.top_k; ++j) {
         largest = fmaxf(largest, shared.logits[slot_of(depth, j)]);
       }
-      int64_t const id = params.ids[row_of(params, request, depth) * params.top_k + i % params.top_k];
+      int64_t const id =
+          params.ids[row_of(params, request, depth) * params.top_k + i % params.top_k];
       PhiloxBlock const block =
           PhiloxBlock::make(uint32_t(id / kPhiloxWords), params.root_positions[request],
                             params.noise_keys[request], salt_at(kOrderNoise, depth));
@@ -238,10 +239,10 @@ CUTLASS_DEVICE void write_node(BuildTreeParams const& params, SharedStorage cons
   int64_t token = -1;
   if (is_there) {
     int const depth = nodes.depth[node] - 1;
-    int64_t const* const source =
-        node == 0 ? params.root_tokens + request
-                  : params.ids + row_of(params, request, depth) * params.top_k +
-                        shared.entry[slot_of(depth, nodes.rank[node])];
+    int64_t const* const source = node == 0
+                                      ? params.root_tokens + request
+                                      : params.ids + row_of(params, request, depth) * params.top_k +
+                                            shared.entry[slot_of(depth, nodes.rank[node])];
     token = *source;
   }
   params.candidates[at] = token;

@@ -168,7 +168,7 @@ __global__ void __launch_bounds__(kVerifyThreads, 1)
   __syncthreads();  // the path
   for (int i = thread; i < params.max_nodes; i += kVerifyThreads) {
     bool const is_draft = i + 1 < length;
-    params.tokens[base + i] = is_draft ? shared.nodes.token[shared.nodes.path[i + 1]]
+    params.tokens[base + i] = is_draft          ? shared.nodes.token[shared.nodes.path[i + 1]]
                               : i + 1 == length ? token
                                                 : -1;
     params.path[base + i] = i < length ? rows.first + shared.nodes.path[i] : -1;

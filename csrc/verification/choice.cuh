@@ -97,7 +97,8 @@ class RowLaw {
     int const lane = threadIdx.x % kWarpSize;
     double const of_lane = lane_weight(entry);
     double const inclusive = warp_inclusive_sum(of_lane, lane);
-    unsigned const passed = __ballot_sync(kAllLanes, inclusive > goal);
+    // A lane's sum may exceed that of the lane before by rounding alone.
+    unsigned const passed = __ballot_sync(kAllLanes, inclusive > goal && of_lane > 0.0);
     unsigned const weighty = __ballot_sync(kAllLanes, of_lane > 0.0);
     if (weighty == 0) {
       return argmax_;
@@ -122,7 +123,9 @@ class RowLaw {
   }
 
  private:
-  CUTLASS_DEVICE bool has_weights() const { return softmax_.is_random && fabsf(largest_) <= FLT_MAX; }
+  CUTLASS_DEVICE bool has_weights() const {
+    return softmax_.is_random && fabsf(largest_) <= FLT_MAX;
+  }
 
   // Of a tile without its entries; 0 past the last. Every lane may ask for another tile.
   CUTLASS_DEVICE double tile_weight(int tile, LaneEntry const& entry) const {

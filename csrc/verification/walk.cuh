@@ -31,9 +31,9 @@ CUTLASS_DEVICE int link_to(int target, int last, int num_nodes) {
 // The residual of the target's law where drafts of law q are rejected: each lane has an entry that
 // could be drawn, and `outside` is what is left of the other tokens.
 struct LaneResidual {
-  LaneEntry entry;     // in the target's row
-  double q = 0.0;      // 0: no entry
-  double left = 0.0;   // of the target at the entry
+  LaneEntry entry;    // in the target's row
+  double q = 0.0;     // 0: no entry
+  double left = 0.0;  // of the target at the entry
   double outside = 0.0;
   double weight_outside = 0.0;  // the same in weights of the row
 };
@@ -67,8 +67,7 @@ class Walk {
     if (!is_drawn) {
       return follow_target(token);
     }
-    End const end =
-        params_.rule == VerifyRule::kBlock ? accept_block() : accept_one_by_one();
+    End const end = params_.rule == VerifyRule::kBlock ? accept_block() : accept_one_by_one();
     token = choose_left(law(end.node), end.residual, end.depth + 1);
     return end.depth + 1;
   }
@@ -197,9 +196,8 @@ class Walk {
       of_entries = 0.0;
     }
     double const goal = choice_uniform(depth) * (of_entries + residual.outside);
-    unsigned const passed =
-        __ballot_sync(kAllLanes, warp_inclusive_sum(residual.left, lane_) > goal &&
-                                     residual.left > 0.0);
+    unsigned const passed = __ballot_sync(
+        kAllLanes, warp_inclusive_sum(residual.left, lane_) > goal && residual.left > 0.0);
     unsigned const weighty = __ballot_sync(kAllLanes, residual.left > 0.0);
     if (passed != 0 || !(residual.outside > 0.0)) {
       int const owner = passed != 0 ? __ffs(passed) - 1 : kWarpSize - 1 - __clz(weighty);

@@ -54,8 +54,8 @@ def chain(num_drafts: int) -> Topology:
 def topology(paths: Sequence[Sequence[int]]) -> Topology:
     """The topology whose nodes have these paths of ranks from the root, besides the root itself.
 
-    ``topology([(0,), (1,), (0, 0)])``: two first tokens, the better of which has a child. Nodes come
-    in the order of `paths`.
+    ``topology([(0,), (1,), (0, 0)])``: two first tokens, the better of which has a child. Nodes
+    come in the order of `paths`.
 
     Raises:
         ValueError: A path is empty, negative, there twice, or before the path to its parent; or
@@ -63,7 +63,9 @@ def topology(paths: Sequence[Sequence[int]]) -> Topology:
     """
     index: dict[tuple[int, ...], int] = {(): 0}
     if len(paths) >= MAX_NODES:
-        raise ValueError(f"a tree has at most {MAX_NODES} nodes with its root, got {len(paths)} more")
+        raise ValueError(
+            f"a tree has at most {MAX_NODES} nodes with its root, got {len(paths)} more"
+        )
     for path in map(tuple, paths):
         if not path or min(path) < 0:
             raise ValueError(f"a path must be ranks of 0 or above, at least one, got {path}")
@@ -100,7 +102,9 @@ def best_paths(accuracies: Sequence[Sequence[float]], num_drafts: int) -> list[t
         if not all(0 <= a <= 1 for a in row) or math.fsum(row) > 1 + 1e-6:
             raise ValueError(f"accuracies of depth {depth} must be shares of one, got {list(row)}")
 
-    def children(value: float, path: tuple[int, ...]) -> Iterator[tuple[float, int, tuple[int, ...]]]:
+    def children(
+        value: float, path: tuple[int, ...]
+    ) -> Iterator[tuple[float, int, tuple[int, ...]]]:
         if len(path) < len(accuracies):
             for rank, accuracy in enumerate(accuracies[len(path)]):
                 yield -value * accuracy, len(path) + 1, (*path, rank)

@@ -70,9 +70,11 @@ class KeyedDecisions(NamedTuple):
     choice: Tensor  # [N] float64, of the tokens at depth 1 and on
 
     def accepts(self, probability: float, node: int) -> bool:
+        """Whether the node's uniform is below."""
         return float(self.accept[node]) < probability
 
     def chooses(self, weights: Tensor, depth: int) -> int:
+        """The inverse of the cumulative weights at the uniform of the depth."""
         # The uniform is below 1 by more than a rounding, so the index has a weight above zero.
         cumulative = weights.cumsum(dim=0)
         goal = self.choice[depth - 1] * cumulative[-1]
@@ -130,7 +132,9 @@ def without_nan(logits: Tensor) -> Tensor:
 
 
 def target_law(logits: Tensor, temperature: float, floor: float | None) -> Tensor:
-    """The probabilities [V] of a row's tokens, float64: softmax(logits / temperature) from `floor` on.
+    """The probabilities [V] of a row's tokens, float64: softmax(logits / temperature).
+
+    Of the tokens whose logits are not below `floor`.
 
     All on the largest logit, of equals the lower id, where the temperature is not above zero, the
     largest is infinite, or the floor is above it: of a row that says nothing, all on id 0.
@@ -138,7 +142,7 @@ def target_law(logits: Tensor, temperature: float, floor: float | None) -> Tenso
     wide = without_nan(logits).double()
     best = int(wide.argmax())
     largest = wide[best]
-    nothing_is_kept = floor is not None and bool(largest < floor)
+    nothing_is_kept = floor is not None and not bool(largest >= floor)
     if not temperature > 0 or not bool(largest.isfinite()) or nothing_is_kept:
         law = torch.zeros_like(wide)
         law[best] = 1
@@ -157,7 +161,7 @@ class Entries(NamedTuple):
 
 
 def draft_law(ids: Tensor, logits: Tensor, temperature: float, vocab_size: int) -> Entries:
-    """q of a depth: softmax(logits / temperature) over the valid of its k entries."""
+    """Q of a depth: softmax(logits / temperature) over the valid of its k entries."""
     valid = are_valid(ids, logits, vocab_size)
     ids, wide = ids[valid], logits[valid].double()
     largest = wide.max() if len(wide) else 0.0

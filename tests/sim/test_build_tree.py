@@ -135,7 +135,9 @@ def test_entries_that_do_not_exist(seed: int, options: dict[str, Any]) -> None:
     ):  # fmt: skip
         x = arguments[name]
         chosen = torch.rand(x.shape, generator=g) < 0.15
-        drawn = torch.tensor(values, dtype=x.dtype)[torch.randint(len(values), x.shape, generator=g)]
+        drawn = torch.tensor(values, dtype=x.dtype)[
+            torch.randint(len(values), x.shape, generator=g)
+        ]
         x[chosen] = drawn[chosen]
     run(arguments)
 

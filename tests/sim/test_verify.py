@@ -106,7 +106,7 @@ def run(arguments: Arguments, settings: Settings = RACE) -> list[Launch]:
     return launches
 
 
-# ---- Results --------------------------------------------------------------------------------------
+# ---- Results -------------------------------------------------------------------------------------
 
 
 @every_setting
@@ -188,7 +188,7 @@ def test_floors(rule: Rule) -> None:
 
 
 def test_the_law_of_what_is_emitted() -> None:
-    """Chi-square of the first token against the exact law, 3000 requests alike but for their keys."""
+    """Chi-square of the first token, of requests that are alike but for their keys."""
     B, V = 500, 6
     g = torch.Generator().manual_seed(1)
     row, draft_row = torch.randn(V, generator=g), torch.randn(V, generator=g)
@@ -246,7 +246,7 @@ def test_a_request_is_the_same_alone_and_in_a_batch(rule: Rule) -> None:
         assert torch.equal(alone[name][0], arguments[name][b]), name
 
 
-# ---- What no caller should give --------------------------------------------------------------------
+# ---- What no caller should give ------------------------------------------------------------------
 
 
 @every_setting
@@ -326,7 +326,7 @@ def test_a_workspace_that_is_too_small() -> None:
         torch_ops.call(NAME, arguments, RACE)
 
 
-# ---- Memory and graphs -----------------------------------------------------------------------------
+# ---- Memory and graphs ---------------------------------------------------------------------------
 
 
 @every_rule

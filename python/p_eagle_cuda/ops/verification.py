@@ -108,7 +108,8 @@ def _verify(
         drafts = Drafts(draft_ids, draft_logits, draft_temperature)
     check(
         drafts is not None or all(x is None for x in given),
-        f"{op}: `draft_ids`, `draft_logits` and `draft_temperature` must all be given or all be None",
+        f"{op}: `draft_ids`, `draft_logits` and `draft_temperature` must all be given or all be "
+        "None",
     )
     check(
         name == "target" or drafts is not None,
@@ -213,6 +214,7 @@ def verify(
     """
     B, N = candidates.shape
     if out is None:
+
         def new(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
             return torch.empty(shape, dtype=dtype, device=logits.device)
 
@@ -253,9 +255,7 @@ def _logit_floors(
     check_tensor(op, "floors", floors, wide_dtype(logits.dtype), len(logits))
 
     def on_cpu() -> None:
-        floors.copy_(
-            verification.logit_floors(logits, row_start, temperature, top_k, top_p, min_p)
-        )
+        floors.copy_(verification.logit_floors(logits, row_start, temperature, top_k, top_p, min_p))
 
     return on_cpu
 
