@@ -16,7 +16,7 @@ def draw(logits: Tensor, temperature: float, keys: Tensor) -> Tensor:
     sampling = Sampling(torch.full((B,), temperature), keys, torch.zeros(B, dtype=torch.int64))
     rows = torch.arange(B + 1, dtype=torch.int32)
     nodes = torch.zeros(B, 1, dtype=torch.int64)
-    return verify(logits.expand(B, -1), rows, nodes, nodes[:, 0], sampling).next_tokens
+    return verify(logits.repeat(B, 1), rows, nodes, nodes[:, 0], sampling).next_tokens
 
 
 def test_keys_depend_on_both_parts() -> None:
