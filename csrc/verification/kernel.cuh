@@ -66,7 +66,7 @@ CUTLASS_DEVICE int find_visitor(VerifyParams const& params, int row, VerifyTileS
 }
 
 template <class Config>
-__global__ void __launch_bounds__(kVerifyThreads, 4)
+__global__ void __launch_bounds__(kVerifyThreads, Config::kWidth > 1 ? 4 : 2)
     verify_tiles_kernel(__grid_constant__ VerifyParams const params) {
   __shared__ VerifyTileStorage shared;
   int const row = blockIdx.x;

@@ -61,8 +61,8 @@ def build_tree(run: Run) -> None:
         return tree, outputs
 
     roots, positions = torch.tensor([7, 8, 9]), torch.tensor([3, 2**33, 0])
-    budgets = torch.tensor([40, 11, 0], dtype=torch.int32)
-    tree, made = launch("", roots, positions, 40, {}, budgets=budgets, log_discount=-0.5)
+    budgets = torch.tensor([80, 11, 0], dtype=torch.int32)
+    tree, made = launch("", roots, positions, 64, {}, budgets=budgets, log_discount=-0.5)
     costs = 1 + torch.arange(9.0) / 8
     launch(" of the second launch", roots[:1], positions[:1], 9, {}, step_costs=costs)
     launch(

@@ -281,7 +281,7 @@ def logit_floors(
     All three keep the largest logits down to some value, and equal ones together:
     top-k those that fewer than k are larger than; top-p, of these, those that are preceded by less
     than the share p of their probability; min-p those with at least the share of the largest
-    probability. What is kept is never nothing.
+    probability. What is kept is never nothing. There is no CUDA kernel of it yet.
 
     Args:
         logits: ``[R, V]`` as for `verify`.

@@ -105,7 +105,7 @@ BUGS = (
         "a budget above N",
         "min(budget, params.max_nodes)",
         "budget",
-        finds="memory",
+        finds=WRONG_RESULT,
     ),
     _tree(
         "what does not exist is not written",
