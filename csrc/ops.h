@@ -365,4 +365,22 @@ struct VerifyParams {
 
 cudaError_t launch_verify(VerifyParams const& params, LogitsType type, cudaStream_t stream);
 
+// Where the keys and values of the nodes of each path are moved. B: requests, N: nodes, R: rows.
+struct CompactCacheParams {
+  int32_t const* path = nullptr;       // [B, N]    rows, ascending; -1 past the last
+  int32_t const* row_start = nullptr;  // [B + 1]
+  int64_t const* slots = nullptr;      // [R]       block * block_size + offset; negative: nowhere
+  PagedCache k_cache{};                // strides in bytes, no scale: bytes are moved as they are
+  PagedCache v_cache{};
+  int num_requests = 0;  // B
+  int max_nodes = 0;     // N
+  int num_rows = 0;      // R
+  int num_kv_heads = 0;  // Nkv
+  int head_bytes = 0;    // of D elements
+  int num_cache_blocks = 0;
+  int block_size = 0;
+};
+
+cudaError_t launch_compact_cache(CompactCacheParams const& params, cudaStream_t stream);
+
 }  // namespace p_eagle

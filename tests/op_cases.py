@@ -336,6 +336,20 @@ def verify(device: str, dtype: torch.dtype) -> Arguments:
     }
 
 
+def compact_cache(device: str, dtype: torch.dtype) -> Arguments:
+    """A tree of 6 rows whose path is 0, 2, 3, 5, and a chain of 3; an offset without a slot."""
+    caches = torch.randn(BLOCKS, NKV, BLOCK, 2 * D, device=device).to(dtype)
+    k_cache, v_cache = caches.split(D, dim=-1)
+    int32 = {"device": device, "dtype": torch.int32}
+    return {
+        "path": torch.tensor([[0, 2, 3, 5], [6, 7, -1, -1]], **int32),
+        "row_start": torch.tensor([0, 6, 9], **int32),
+        "slots": torch.tensor([14, 15, 48, 49, 50, 51, 3, 4, -1], device=device),
+        "k_cache": k_cache,
+        "v_cache": v_cache,
+    }
+
+
 def logit_floors(device: str, dtype: torch.dtype) -> Arguments:
     a = verify(device, dtype)
     return {name: a[name] for name in ("logits", "row_start", "temperature")} | {
@@ -351,7 +365,7 @@ CASES: dict[str, Callable[[str, torch.dtype], Arguments]] = {
     for f in (
         prepare_inputs, project_taps, embed_norm_concat, qkv_rope_cache, plan_attention,
         paged_attention, linear_residual, norm_swiglu, lm_head_topk, gather_taps, norm_rows,
-        gate_rows, rope_cache, build_tree, verify, logit_floors,
+        gate_rows, rope_cache, build_tree, verify, logit_floors, compact_cache,
     )
 }  # fmt: skip
 
@@ -375,6 +389,7 @@ OUTPUTS = {
     "build_tree": ("candidates", "parents", "depths", *TREE_LINKS, "num_nodes"),
     "verify": ("tokens", "path", "num_accepted", "num_rejected", "last_row", "next_tokens"),
     "logit_floors": ("floors",),
+    "compact_cache": ("k_cache", "v_cache"),
 }  # fmt: skip
 
 # What an op may leave anything in.

@@ -18,7 +18,7 @@ from numerics import assert_as_accurate_as_torch, assert_rounded_once, double
 from op_cases import CASES, N_REAL, OUTPUTS, SCRATCH, SENTINEL, Arguments, plan
 from p_eagle_cuda import attention_work, ops, reference
 from p_eagle_cuda.noise import Noise
-from p_eagle_cuda.tree import Topology, build_tree
+from p_eagle_cuda.tree import Topology, build_tree, compact_cache
 from p_eagle_cuda.verification import RULES, Drafts, logit_floors, verify
 
 OPS = sorted(CASES)
@@ -42,6 +42,7 @@ DEFINES_SIZES = {
     "build_tree": {"ids", "candidates", "shape_parents"},
     "verify": {"logits", "candidates", "draft_ids"},
     "logit_floors": {"logits", "temperature"},
+    "compact_cache": {"path", "slots", "k_cache"},
 }
 
 # Of these ops all elements of the outputs are written, however many rows exist.
@@ -135,6 +136,10 @@ def run_reference(name: str, a: Arguments) -> dict[str, Tensor]:
             a["keys"], a["root_positions"], None, a["floors"],
             Drafts(a["draft_ids"], a["draft_logits"], a["draft_temperature"]), RULES[a["rule"]],
         )._asdict()  # fmt: skip
+    if name == "compact_cache":
+        caches = a["k_cache"].clone(), a["v_cache"].clone()
+        compact_cache(a["path"], a["row_start"], a["slots"], caches)
+        return {"k_cache": caches[0], "v_cache": caches[1]}
     if name == "logit_floors":
         return {"floors": logit_floors(*list(a.values())[:6])}
     noise = Noise(a["noise_keys"], a["noise_positions"], a["temperature"])
@@ -213,7 +218,7 @@ def test_writes_only_its_outputs_and_rows(name: str, device: Device) -> None:
         is_rows = name not in WHOLE_OUTPUTS and not output.endswith("_cache")
         if is_rows and has_row_count:
             assert (x[N_REAL:] == SENTINEL).all(), f"{output}: wrote rows that do not exist"
-        if output.endswith("_cache"):
+        if output.endswith("_cache") and name != "compact_cache":
             slots = arguments["slots"][:N_REAL]
             written = torch.zeros(x.shape[0], x.shape[2], dtype=torch.bool, device=x.device)
             written[slots[slots >= 0] // x.shape[2], slots[slots >= 0] % x.shape[2]] = True
@@ -232,6 +237,8 @@ def test_no_rows(name: str, device: Device) -> None:
         arguments["sample_rows"].fill_(-1)
     elif name == "build_tree":
         arguments["budgets"].zero_()
+    elif name == "compact_cache":
+        arguments["path"].fill_(-1)
     elif "num_rows" in arguments:
         arguments["num_rows"].zero_()
     else:
@@ -327,6 +334,8 @@ def test_public_function_allocates_what_it_returns(name: str, device: Device) ->
     returned = getattr(ops, name)(**given)
     device.call(name, arguments)
     results = returned if isinstance(returned, tuple) else (returned,)
+    if name == "compact_cache":  # in place alone
+        results = ()
     names = [n for n in OUTPUTS[name] if not n.endswith("_cache")]
     for output, result in zip(names, results, strict=True):
         rows = slice(None) if name in WHOLE_OUTPUTS else slice(N_REAL)

@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from exact_laws import chi_square, without_replacement
-from p_eagle_cuda.tree import Topology, Tree, best_paths, build_tree, chain, topology
+from p_eagle_cuda.tree import (
+    Topology,
+    Tree,
+    best_paths,
+    build_tree,
+    chain,
+    compact_cache,
+    topology,
+)
 
 V = 1000
 NAN, INF = float("nan"), float("inf")
@@ -320,3 +328,30 @@ def test_draws_depend_on_the_key_and_the_root_alone() -> None:
     for b in (2, 3):  # next to no noise, and none
         assert torch.equal(batch.candidates[b, 1:6], entries["ids"][b * 3])
     assert not torch.equal(batch.candidates[0, 1:6], entries["ids"][0])
+
+
+# ---- Caches ---------------------------------------------------------------------------------------
+
+
+def test_accepted_nodes_move_to_a_chains_slots() -> None:
+    """Of two requests; a slot that is a source and a target holds what it should after both."""
+    cache = torch.arange(6 * 2 * 4 * 3.0).view(6, 2, 4, 3)
+    before = cache.transpose(1, 2).reshape(24, 2, 3).clone()
+    slots = torch.tensor([9, 10, 11, 4, 5, 20, 21, 22])
+    path = torch.tensor([[0, 2, 3, -1, -1], [5, 6, 7, -1, -1]], dtype=torch.int32)
+    compact_cache(path, torch.tensor([0, 5, 8], dtype=torch.int32), slots, [cache])
+    expected = before.clone()
+    expected[10], expected[11] = before[11], before[4]
+    assert torch.equal(cache.transpose(1, 2).reshape(24, 2, 3), expected)
+
+
+def test_paths_that_are_none_and_slots_that_are_nowhere() -> None:
+    rows = torch.tensor([0, 4], dtype=torch.int32)
+    for path, slots in (
+        ([-1, 2], [0, 1, 2, 3]), ([1, 2], [0, 1, 2, 3]), ([0, 0], [0, 1, 2, 3]),
+        ([0, 4], [0, 1, 2, 3]), ([0, 2], [0, -1, 2, 3]), ([0, 2], [0, 1, -5, 3]),
+        ([0, 2], [0, 1, 8, 3]), ([0, 2], [0, 2**40, 2, 3]),
+    ):  # fmt: skip
+        cache = torch.arange(8.0).view(2, 1, 4, 1)
+        compact_cache(torch.tensor([path]).int(), rows, torch.tensor(slots), [cache])
+        assert torch.equal(cache.flatten(), torch.arange(8.0)), (path, slots)

@@ -2,6 +2,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <array>
 #include <optional>
 
 #include "bindings/checks.h"
@@ -253,7 +254,66 @@ void verify(Tensor const& logits, Tensor const& row_start, Tensor const& candida
   check_launch(kOp, launch_verify(params, type, current_stream(kOp, device)));
 }
 
+// Of a cache in bytes.
+PagedCache check_moved_cache(char const* name, Tensor& cache, int32_t device, ScalarType type,
+                             std::initializer_list<int64_t> shape) {
+  constexpr char const* kOp = "compact_cache";
+  check_strided_tensor(kOp, name, cache, device, type, shape);
+  STD_TORCH_CHECK(cache.stride(3) == 1, kOp, ": `", name,
+                  "` must be contiguous in its last dimension, got strides ", strides_of(cache));
+  int64_t const bytes = int64_t(cache.element_size());
+  return {.data = cache.mutable_data_ptr(),
+          .block_stride = cache.stride(0) * bytes,
+          .head_stride = cache.stride(1) * bytes,
+          .slot_stride = cache.stride(2) * bytes};
+}
+
+void compact_cache(Tensor const& path, Tensor const& row_start, Tensor const& slots,
+                   Tensor& k_cache, Tensor& v_cache) {
+  constexpr char const* kOp = "compact_cache";
+  STD_TORCH_CHECK(is_on_device(path), kOp, ": `path` must be on ", kDevice);
+  STD_TORCH_CHECK(path.dim() == 2, kOp, ": `path` must be 2-D, got ", shape_of(path));
+  STD_TORCH_CHECK(slots.dim() == 1, kOp, ": `slots` must be [R], got ", shape_of(slots));
+  STD_TORCH_CHECK(k_cache.dim() == 4, kOp,
+                  ": `k_cache` must be [blocks, Nkv, block_size, D], got shape ",
+                  shape_of(k_cache));
+  int64_t const B = path.size(0);
+  int64_t const N = path.size(1);
+  int64_t const R = slots.size(0);
+  int32_t const device = path.get_device_index();
+  STD_TORCH_CHECK(N >= 1 && N <= kMaxTreeNodes, kOp, ": `path` must have 1 to ", kMaxTreeNodes,
+                  " columns, got ", N);
+  auto const [blocks, heads, block_size, D] =
+      std::array{k_cache.size(0), k_cache.size(1), k_cache.size(2), k_cache.size(3)};
+  ScalarType const type = k_cache.scalar_type();
+  check_tensor(kOp, "path", path, device, ScalarType::Int, {B, N});
+  check_tensor(kOp, "row_start", row_start, device, ScalarType::Int, {B + 1});
+  check_tensor(kOp, "slots", slots, device, ScalarType::Long, {R});
+  CompactCacheParams const params{
+      .path = path.const_data_ptr<int32_t>(),
+      .row_start = row_start.const_data_ptr<int32_t>(),
+      .slots = slots.const_data_ptr<int64_t>(),
+      .k_cache =
+          check_moved_cache("k_cache", k_cache, device, type, {blocks, heads, block_size, D}),
+      .v_cache =
+          check_moved_cache("v_cache", v_cache, device, type, {blocks, heads, block_size, D}),
+      .num_requests = int(B),
+      .max_nodes = int(N),
+      .num_rows = int(R),
+      .num_kv_heads = int(heads),
+      .head_bytes = int(D * int64_t(k_cache.element_size())),
+      .num_cache_blocks = int(blocks),
+      .block_size = int(block_size),
+  };
+  if (B == 0 || heads * D == 0) {
+    return;
+  }
+  DeviceGuard const guard(device);
+  check_launch(kOp, launch_compact_cache(params, current_stream(kOp, device)));
+}
+
 constexpr CudaOp kOps[] = {
+    {"compact_cache", TORCH_BOX(&compact_cache)},
     {"build_tree", TORCH_BOX(&build_tree)},
     {"verify", TORCH_BOX(&verify)},
 };

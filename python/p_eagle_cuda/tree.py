@@ -120,6 +120,35 @@ def best_paths(accuracies: Sequence[Sequence[float]], num_drafts: int) -> list[t
     return best
 
 
+def compact_cache(
+    path: Tensor,  # [B, N] int32
+    row_start: Tensor,  # [B + 1] int32
+    slots: Tensor,  # [R] int64
+    caches: Sequence[Tensor],  # of [blocks, Nkv, block_size, D]
+) -> None:
+    """Move keys and values of accepted nodes to the slots of a chain's.
+
+    See `p_eagle_cuda.ops.compact_cache`.
+    """
+    num_slots, block_size = caches[0].shape[0] * caches[0].shape[2], caches[0].shape[2]
+    moves: list[tuple[int, int]] = []
+    for own, first in zip(path.tolist(), row_start.tolist(), strict=False):
+        last = first - 1
+        for depth, row in enumerate(own):
+            if not (last < row < len(slots)) or first < 0 or own[0] != first:
+                break
+            source, target = int(slots[row]), int(slots[first + depth])
+            is_in_cache = 0 <= min(source, target) <= max(source, target) < num_slots
+            if row != first + depth and is_in_cache:
+                moves.append((source, target))
+            last = row
+    sources, targets = torch.tensor(moves, dtype=torch.int64).view(-1, 2).unbind(1)
+    for cache in caches:
+        raw = cache.view(torch.uint8) if cache.dtype.itemsize == 1 else cache
+        moved = raw[sources // block_size, :, sources % block_size].clone()
+        raw[targets // block_size, :, targets % block_size] = moved
+
+
 class _Node(NamedTuple):
     parent: int
     rank: int

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from p_eagle_cuda.tree import Topology, Tree, topology
 from p_eagle_cuda.tree import build_tree as reference_tree
+from p_eagle_cuda.tree import compact_cache as compact_reference
 from p_eagle_cuda.verification import RULES, Drafts
 from p_eagle_cuda.verification import verify as reference_verify
 from sim.params import params_type
@@ -133,6 +134,37 @@ def verify(run: Run) -> None:
         positions, made = result.next_tokens, outputs["next_tokens"]
 
 
+def compact_cache(run: Run) -> None:
+    """Two launches that move on what the first has moved, and one without paths between them."""
+    blocks, heads, block_size, D, N = 12, 2, 4, 72, 9
+    g = torch.Generator().manual_seed(2)
+    slots = torch.randperm(blocks * block_size, generator=g)[:18]
+    slots[[13, 15]] = -1
+    row_start = torch.tensor([0, 9, 18], dtype=torch.int32)
+    path = torch.tensor([[0, 2, 3, 4, 6, 7, 8, -1, -1], [9, 10, 12, 15, 16, -1, 3, 4, 5]]).int()
+    caches = [torch.randint(2**15, (blocks, heads, block_size, D), generator=g) for _ in "kv"]
+    caches = [cache.to(torch.int16) for cache in caches]
+    expected = [cache.clone() for cache in caches]
+    for paths in (path, path):
+        compact_reference(paths, row_start, slots, expected)
+    fields = {
+        name: params_type("PagedCache")(
+            data=run.updated(name, cache, after.double(), 0.0),
+            block_stride=heads * block_size * D * 2, head_stride=block_size * D * 2,
+            slot_stride=D * 2,
+        )
+        for name, cache, after in zip(("k_cache", "v_cache"), caches, expected, strict=True)
+    }  # fmt: skip
+    given = {"row_start": run.given("row_start", row_start), "slots": run.given("slots", slots)}
+    for label, paths in (("", path), (" of nobody", torch.full_like(path, -1)), (" again", path)):
+        params = params_type("CompactCacheParams")(
+            **given, **fields, path=run.given(f"path{label}", paths), num_requests=2, max_nodes=N,
+            num_rows=18, num_kv_heads=heads, head_bytes=D * 2, num_cache_blocks=blocks,
+            block_size=block_size,
+        )  # fmt: skip
+        run.launch("launch_compact_cache_from_c", ctypes.byref(params))
+
+
 def _sample(run: Any, files: list[str]) -> Sample:
     return Sample(
         run,
@@ -148,6 +180,10 @@ _COMMON = [
 ]  # fmt: skip
 
 SAMPLES = {
+    "compact_cache": _sample(
+        compact_cache,
+        ["ops.h", "common/launch.h", "common/reduce.cuh", "kernels/compact_cache.cu"],
+    ),
     "build_tree": _sample(build_tree, [*_COMMON, "kernels/build_tree.cu"]),
     "verify": _sample(
         verify,

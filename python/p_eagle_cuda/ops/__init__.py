@@ -34,7 +34,7 @@ from p_eagle_cuda.ops.head import lm_head_topk
 from p_eagle_cuda.ops.inputs import embed_norm_concat, prepare_inputs, project_taps
 from p_eagle_cuda.ops.layers import linear_residual, norm_swiglu, qkv_rope_cache
 from p_eagle_cuda.ops.rows import gate_rows, gather_taps, norm_rows, rope_cache
-from p_eagle_cuda.ops.tree import build_tree
+from p_eagle_cuda.ops.tree import build_tree, compact_cache
 from p_eagle_cuda.ops.verification import Sampling, logit_floors, verify
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "Sampling",
     "allocate_attention",
     "build_tree",
+    "compact_cache",
     "embed_norm_concat",
     "gate_rows",
     "gather_taps",

@@ -195,3 +195,68 @@ def build_tree(
         temperature, step_costs, math.log(off_spine_discount), vocab_size, *out,
     )  # fmt: skip
     return out
+
+
+def _compact_cache(
+    path: Tensor, row_start: Tensor, slots: Tensor, k_cache: Tensor, v_cache: Tensor
+) -> CpuBody:
+    op = "compact_cache"
+    check_matrix(op, "path", path)
+    B, N = path.shape
+    check(1 <= N <= MAX_NODES, f"{op}: `path` must have 1 to {MAX_NODES} columns, got {N}")
+    check(slots.ndim == 1, f"{op}: `slots` must be [R], got {slots.ndim}-D")
+    check_tensor(op, "path", path, torch.int32, B, N)
+    check_tensor(op, "row_start", row_start, torch.int32, B + 1)
+    check_tensor(op, "slots", slots, torch.int64, slots.numel())
+    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
+        check(
+            cache.ndim == 4,
+            f"{op}: `{name}` must be [blocks, Nkv, block_size, D], got shape {list(cache.shape)}",
+        )
+        check(
+            cache.stride(3) == 1,
+            f"{op}: `{name}` must be contiguous in its last dimension, got strides "
+            f"{list(cache.stride())}",
+        )
+    check(
+        k_cache.shape == v_cache.shape and k_cache.dtype == v_cache.dtype,
+        f"{op}: `v_cache` must be like `k_cache`, {list(k_cache.shape)} {k_cache.dtype}, "
+        f"got {list(v_cache.shape)} {v_cache.dtype}",
+    )
+
+    def on_cpu() -> None:
+        tree.compact_cache(path, row_start, slots, (k_cache, v_cache))
+
+    return on_cpu
+
+
+define(
+    "compact_cache(Tensor path, Tensor row_start, Tensor slots, Tensor(a!) k_cache, "
+    "Tensor(b!) v_cache) -> ()",
+    _compact_cache,
+)
+
+
+def compact_cache(
+    path: Tensor, row_start: Tensor, slots: Tensor, k_cache: Tensor, v_cache: Tensor
+) -> None:
+    """Move the keys and values of the accepted nodes of trees to where those of a chain would be.
+
+    Of one layer, in place: what is stored for row ``path[b, d]`` goes to the slot of row
+    ``row_start[b] + d``, which the tree's node of that index has had. For a chain, whose path is
+    its rows, nothing moves.
+
+    Args:
+        path: ``[B, N]`` int32 from `verify`, N at most 64.
+        row_start: ``[B + 1]`` int32, as given there.
+        slots: ``[R]`` int64, where the keys and values of each row are, ``block * block_size +
+            offset``; all of a step differ. Rows whose slot is negative do not move.
+        k_cache: ``[blocks, Nkv, block_size, D]`` of any dtype, the last dimension contiguous; the
+            target's or the drafter's.
+        v_cache: The same.
+
+    Numerics:
+        Bytes. All of a request is read before any of it is overwritten. A path ends where its rows
+        do not ascend from the request's first; slots outside of the cache do not move.
+    """
+    torch.ops.p_eagle.compact_cache(path, row_start, slots, k_cache, v_cache)

@@ -7,6 +7,7 @@ from functools import partial
 from sim.planted.bug import WRONG_RESULT, Bug
 
 _tree = partial(Bug, "build_tree")
+_compact = partial(Bug, "compact_cache")
 _tiles = partial(Bug, "verify", file="kernel.cuh")
 _choice = partial(Bug, "verify", file="choice.cuh")
 _walk = partial(Bug, "verify", file="walk.cuh")
@@ -112,6 +113,41 @@ BUGS = (
         "  for (int node = lane; node < params.max_nodes; node += kWarpSize) {\n    write_node",
         "  for (int node = lane; node < num_nodes; node += kWarpSize) {\n    write_node",
         finds=WRONG_RESULT,
+    ),
+    _compact(
+        "no wait for the previous kernel",
+        "  wait_for_previous_kernel();\n",
+        finds="pdl",
+    ),
+    _compact(
+        "moves read before they are there",
+        "    shared.to[depth] = to;\n  }\n  __syncthreads();\n",
+        "    shared.to[depth] = to;\n  }\n",
+        finds="race",
+    ),
+    _compact(
+        "the path's length read before it is there",
+        "      shared.num_depths = count;\n    }\n  }\n  __syncthreads();\n",
+        "      shared.num_depths = count;\n    }\n  }\n",
+        finds="race",
+    ),
+    _compact(
+        "values stay",
+        "blockIdx.y == 0 ? params.k_cache : params.v_cache",
+        "params.k_cache",
+        finds=WRONG_RESULT,
+    ),
+    _compact(
+        "a path that goes on past its end",
+        "path[depth] > path[depth - 1]",
+        "true",
+        finds="memory",
+    ),
+    _compact(
+        "slots that are nowhere",
+        "0 <= to && to < num_slots",
+        "to < num_slots",
+        finds="memory",
     ),
     _tiles(
         "no wait for the previous kernel",
