@@ -330,7 +330,7 @@ def test_draws_depend_on_the_key_and_the_root_alone() -> None:
     assert not torch.equal(batch.candidates[0, 1:6], entries["ids"][0])
 
 
-# ---- Caches ---------------------------------------------------------------------------------------
+# ---- Caches --------------------------------------------------------------------------------------
 
 
 def test_accepted_nodes_move_to_a_chains_slots() -> None:
