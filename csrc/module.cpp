@@ -13,6 +13,7 @@
 #include "common/attention_layout.h"
 #include "head/tiles.h"
 #include "linear/partition.h"
+#include "verification/layout.h"
 
 namespace py = pybind11;
 
@@ -85,6 +86,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("lm_head_workspace_bytes", &p_eagle::lm_head_workspace_bytes, py::arg("num_sms"),
         py::arg("num_samples"), py::arg("top_k"),
         "Size of the workspace of lm_head_topk for so many rows, on a device of this many SMs.");
+  m.def("verify_workspace_bytes", &p_eagle::verify_workspace_bytes, py::arg("num_rows"),
+        py::arg("vocab_size"), "Size of the workspace of verify for so many rows of logits.");
   m.def("linear_plan", &linear_plan, py::arg("rows"), py::arg("columns"), py::arg("tile_rows"),
         py::arg("num_rows"), py::arg("weight_bytes"), py::arg("num_sms"),
         "How the weight [rows, columns] of a linear layer is dealt to CTAs.");

@@ -293,4 +293,95 @@ cudaError_t launch_norm_rows(NormRowsParams const& params, DType dtype, cudaStre
 cudaError_t launch_gate_rows(GateRowsParams const& params, DType dtype, cudaStream_t stream);
 cudaError_t launch_rope_cache(RopeCacheParams const& params, DType dtype, cudaStream_t stream);
 
+// ---- Trees of drafts and their verification ------------------------------------------------------
+
+inline constexpr int kMaxTreeNodes = 64;  // bits of a mask
+
+// The tree of each request. B: requests, K: depths, k: entries of a depth, N: nodes, M: of a shape.
+struct BuildTreeParams {
+  int64_t const* ids = nullptr;             // [B * K, k]
+  float const* logits = nullptr;            // [B * K, k]
+  float const* lse = nullptr;               // [B * K]
+  int64_t const* root_tokens = nullptr;     // [B]
+  int64_t const* root_positions = nullptr;  // [B]
+  int32_t const* shape_parents = nullptr;   // [M]  null: the best nodes, as shape_ranks then is
+  int32_t const* shape_ranks = nullptr;     // [M]
+  int32_t const* budgets = nullptr;         // [B]  null: N
+  int64_t const* noise_keys = nullptr;      // [B]  null: no noise, as temperature then is
+  float const* temperature = nullptr;       // [B]  0: no noise for this request
+  float const* step_costs = nullptr;        // [N]  null: as many nodes as there can be
+  int64_t* candidates = nullptr;            // [B, N]
+  int32_t* parents = nullptr;               // [B, N]
+  int32_t* depths = nullptr;                // [B, N]
+  int64_t* next_token = nullptr;            // [B, N]
+  int64_t* next_sibling = nullptr;          // [B, N]
+  int64_t* retrieve_index = nullptr;        // [B, N]
+  int64_t* mask = nullptr;                  // [B, N]
+  int64_t* positions = nullptr;             // [B, N]
+  int32_t* num_nodes = nullptr;             // [B]
+  int64_t vocab_size = 0;
+  float log_discount = 0.0f;
+  int num_requests = 0;  // B
+  int num_depths = 0;    // K
+  int top_k = 0;         // k
+  int max_nodes = 0;     // N
+  int shape_nodes = 0;   // M
+};
+
+cudaError_t launch_build_tree(BuildTreeParams const& params, cudaStream_t stream);
+
+enum class LogitsType : int { kBFloat16, kHalf, kFloat };
+enum class VerifyRule : int { kTarget, kRejection, kBlock };
+
+// What each request accepts and emits. R: rows of the logits, V: vocabulary, B: requests, N: nodes,
+// K: depths and k: entries of the drafts' law.
+struct VerifyParams {
+  void const* logits = nullptr;              // [R, V]
+  int32_t const* row_start = nullptr;        // [B + 1]
+  int64_t const* candidates = nullptr;       // [B, N]
+  int64_t const* next_token = nullptr;       // [B, N]  null: a chain, as next_sibling then is
+  int64_t const* next_sibling = nullptr;     // [B, N]
+  float const* temperature = nullptr;        // [B]     null: 0, and the next two are null
+  int64_t const* keys = nullptr;             // [B]
+  int64_t const* root_positions = nullptr;   // [B]
+  float const* floors = nullptr;             // [R]     null: -inf
+  int64_t const* draft_ids = nullptr;        // [B * K, k]  null: drafts were not drawn
+  float const* draft_logits = nullptr;       // [B * K, k]
+  float const* draft_temperature = nullptr;  // [B]
+  int64_t* tokens = nullptr;                 // [B, N]
+  int32_t* path = nullptr;                   // [B, N]
+  int32_t* num_accepted = nullptr;           // [B]
+  int32_t* num_rejected = nullptr;           // [B]
+  int32_t* last_row = nullptr;               // [B]
+  int64_t* next_tokens = nullptr;            // [B]     kept for requests without rows
+  void* workspace = nullptr;                 // verify_workspace_bytes
+  VerifyRule rule{};
+  int num_rows = 0;      // R
+  int vocab_size = 0;    // V
+  int num_requests = 0;  // B
+  int max_nodes = 0;     // N
+  int num_depths = 0;    // K
+  int top_k = 0;         // k
+};
+
+cudaError_t launch_verify(VerifyParams const& params, LogitsType type, cudaStream_t stream);
+
+// Where the keys and values of the nodes of each path are moved. B: requests, N: nodes, R: rows.
+struct CompactCacheParams {
+  int32_t const* path = nullptr;       // [B, N]    rows, ascending; -1 past the last
+  int32_t const* row_start = nullptr;  // [B + 1]
+  int64_t const* slots = nullptr;      // [R]       block * block_size + offset; negative: nowhere
+  PagedCache k_cache{};                // strides in bytes, no scale: bytes are moved as they are
+  PagedCache v_cache{};
+  int num_requests = 0;  // B
+  int max_nodes = 0;     // N
+  int num_rows = 0;      // R
+  int num_kv_heads = 0;  // Nkv
+  int head_bytes = 0;    // of D elements
+  int num_cache_blocks = 0;
+  int block_size = 0;
+};
+
+cudaError_t launch_compact_cache(CompactCacheParams const& params, cudaStream_t stream);
+
 }  // namespace p_eagle

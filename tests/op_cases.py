@@ -6,13 +6,14 @@ whatever else is out of bounds hold NaN; outputs start out as the sentinel, to s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from p_eagle_cuda import _C, ops, reference
+from p_eagle_cuda.tree import topology
 from sim.emulator import Settings
 
 SENTINEL = 7.0
@@ -282,12 +283,96 @@ def rope_cache(device: str, dtype: torch.dtype) -> Arguments:
     return {"heads": heads} | {name: a[name] for name in names}
 
 
+def build_tree(device: str, dtype: torch.dtype) -> Arguments:
+    """Two requests, K = 3, four entries of which some do not exist; drawn into a shape."""
+    wide, N = _wide(dtype), 7
+    logits = torch.randn(6, 4, device=device, dtype=wide).sort(descending=True).values
+    logits[1, 2] = float("nan")
+    ids = torch.arange(24, device=device).view(6, 4)
+    ids[2, 1] = V
+    shape = topology([(0,), (1,), (0, 0), (0, 1), (1, 2), (0, 0, 0), (0, 0, 2)])
+    return {
+        "ids": ids,
+        "logits": logits,
+        "lse": logits.nan_to_num().logsumexp(1),
+        "root_tokens": torch.tensor([50, 51], device=device),
+        "root_positions": torch.tensor([9, 2**33], device=device),
+        "shape_parents": shape.parents.to(device),
+        "shape_ranks": shape.ranks.to(device),
+        "budgets": torch.tensor([7, 4], device=device, dtype=torch.int32),
+        "noise_keys": torch.tensor([5, -(2**40)], device=device),
+        "temperature": torch.tensor([0.7, 0.0], device=device),
+        "step_costs": None,
+        "log_discount": 0.0,
+        "vocab_size": V,
+        **_filled(device, torch.int64, ["candidates"], 2, N),
+        **_filled(device, torch.int32, ["parents", "depths"], 2, N),
+        **_filled(device, torch.int64, TREE_LINKS, 2, N),
+        **_filled(device, torch.int32, ["num_nodes"], 2),
+    }
+
+
+TREE_LINKS = ["next_token", "next_sibling", "retrieve_index", "mask", "positions"]
+
+
+def verify(device: str, dtype: torch.dtype) -> Arguments:
+    """Three requests of 4, 0 and 3 rows, one of them at temperature 0; a row of nobody."""
+    wide, N, k = _wide(dtype), 4, 3
+    logits = torch.randn(8, V, device=device).to(dtype)
+    logits[7] = float("nan")
+    ids = torch.arange(3 * (N - 1) * k, device=device).view(-1, k)
+    return {
+        "logits": logits,
+        "row_start": torch.tensor([0, 4, 4, 7], device=device, dtype=torch.int32),
+        "candidates": torch.tensor([[1, 0, 3, 6], [9, 9, 9, 9], [2, 18, 21, 99]], device=device),
+        "next_token": None,
+        "next_sibling": None,
+        "temperature": torch.tensor([0.8, 1.0, 0.0], device=device),
+        "keys": torch.tensor([7, 8, -9], device=device),
+        "root_positions": torch.tensor([3, 4, 2**33], device=device),
+        "floors": torch.full((8,), -0.5, device=device, dtype=wide),
+        "draft_ids": ids,
+        "draft_logits": torch.randn(9, k, device=device, dtype=wide),
+        "draft_temperature": torch.ones(3, device=device),
+        "rule": 1,
+        **_filled(device, torch.int64, ["tokens"], 3, N),
+        **_filled(device, torch.int32, ["path"], 3, N),
+        **_filled(device, torch.int32, ["num_accepted", "num_rejected", "last_row"], 3),
+        **_filled(device, torch.int64, ["next_tokens"], 3),
+        "workspace": torch.zeros(_C.verify_workspace_bytes(8, V), dtype=torch.uint8, device=device),
+    }
+
+
+def compact_cache(device: str, dtype: torch.dtype) -> Arguments:
+    """A tree of 6 rows whose path is 0, 2, 3, 5, and a chain of 3; an offset without a slot."""
+    caches = torch.randn(BLOCKS, NKV, BLOCK, 2 * D, device=device).to(dtype)
+    k_cache, v_cache = caches.split(D, dim=-1)
+    int32 = {"device": device, "dtype": torch.int32}
+    return {
+        "path": torch.tensor([[0, 2, 3, 5], [6, 7, -1, -1]], **int32),
+        "row_start": torch.tensor([0, 6, 9], **int32),
+        "slots": torch.tensor([14, 15, 48, 49, 50, 51, 3, 4, -1], device=device),
+        "k_cache": k_cache,
+        "v_cache": v_cache,
+    }
+
+
+def logit_floors(device: str, dtype: torch.dtype) -> Arguments:
+    a = verify(device, dtype)
+    return {name: a[name] for name in ("logits", "row_start", "temperature")} | {
+        "top_k": torch.tensor([5, 0, 1], device=device, dtype=torch.int32),
+        "top_p": torch.tensor([0.9, 1.0, 0.0], device=device),
+        "min_p": torch.tensor([0.05, 0.0, 1.0], device=device),
+        "floors": _output(device, _wide(dtype), 8),
+    }
+
+
 CASES: dict[str, Callable[[str, torch.dtype], Arguments]] = {
     f.__name__: f
     for f in (
         prepare_inputs, project_taps, embed_norm_concat, qkv_rope_cache, plan_attention,
         paged_attention, linear_residual, norm_swiglu, lm_head_topk, gather_taps, norm_rows,
-        gate_rows, rope_cache,
+        gate_rows, rope_cache, build_tree, verify, logit_floors, compact_cache,
     )
 }  # fmt: skip
 
@@ -309,6 +394,10 @@ OUTPUTS = {
     "norm_rows": ("out",),
     "gate_rows": ("out",),
     "rope_cache": ("q", "k_cache", "v_cache"),
+    "build_tree": ("candidates", "parents", "depths", *TREE_LINKS, "num_nodes"),
+    "verify": ("tokens", "path", "num_accepted", "num_rejected", "last_row", "next_tokens"),
+    "logit_floors": ("floors",),
+    "compact_cache": ("k_cache", "v_cache"),
 }  # fmt: skip
 
 # What an op may leave anything in.
@@ -335,6 +424,10 @@ def _norm(device: str, dtype: torch.dtype, *shape: int) -> Tensor:
 
 def _output(device: str, dtype: torch.dtype, *shape: int) -> Tensor:
     return torch.full(shape, SENTINEL, device=device, dtype=dtype)
+
+
+def _filled(device: str, dtype: torch.dtype, names: Sequence[str], *shape: int) -> Arguments:
+    return {n: torch.full(shape, int(SENTINEL), dtype=dtype, device=device) for n in names}
 
 
 def _count(device: str) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import subprocess
 import sys
@@ -13,11 +14,13 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
 
 from checkpoints import write_drafter, write_target
 from p_eagle_cuda import ops
 from p_eagle_cuda.cli import main
 from p_eagle_cuda.draft_length import DraftLengthPolicy
+from p_eagle_cuda.ops import verify
 
 V = 300
 
@@ -136,7 +139,14 @@ def test_a_different_text_is_exit_code_1(
     run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Break verification: every draft counts as accepted."""
-    monkeypatch.setattr("p_eagle_cuda.engine.count_accepted", lambda drafts, _: len(drafts))
+
+    def accept_all(logits: Tensor, row_start: Tensor, candidates: Tensor, *rest: Any) -> Any:
+        for b, (start, end) in enumerate(itertools.pairwise(row_start.tolist())):
+            drafts = candidates[b, 1 : end - start]
+            logits[start : end - 1] = torch.eye(logits.shape[1])[drafts]
+        return verify(logits, row_start, candidates, *rest)
+
+    monkeypatch.setattr("p_eagle_cuda.engine.verify", accept_all)
     monkeypatch.setattr(
         "p_eagle_cuda.engine.SpeculativeEngine._query",
         lambda self, r: r.tokens[r.num_computed :] + (r.drafts if r.num_generated else []),

@@ -31,6 +31,10 @@ EXPECTED = {
     "gate_rows_kernel": ["LDG", "STG"],
     "rope_cache_kernel": ["LDG", "STG"],
     "lm_head_topk_kernel": ["HMMA.16816.F32", "LDGSTS.BYPASS.128", "LDS.128", "STS.128", "LDG.128"],
+    "compact_cache_kernel": ["LDG", "STG"],
+    "build_tree_kernel": ["LDG", "STG", "REDUX"],
+    "verify_tiles_kernel": ["LDG", "STG", "REDUX"],
+    "verify_walk_kernel": ["LDG", "STG", "REDUX"],
     "linear_kernel": ["HMMA.16816.F32", "LDGSTS.BYPASS.128", "LDS.128", "STS.128", "LDG.128"],
 }
 LOCAL_MEMORY = ("LDL", "STL")

@@ -19,6 +19,8 @@ LAYERS = [
     "checkpoint",
     "weights",
     "noise",
+    "tree",
+    "verification",
     "attention_work",
     "reference",
     "kv_cache",

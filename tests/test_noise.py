@@ -10,7 +10,7 @@ from torch import Tensor
 
 from p_eagle_cuda import noise as noise_module
 from p_eagle_cuda import reference
-from p_eagle_cuda.noise import Noise, gumbel, noise_uniform, philox
+from p_eagle_cuda.noise import Noise, Stream, fine_uniform, gumbel, noise_uniform, philox
 
 # From the known answers of Random123, the implementation of the generator's authors.
 PHILOX = [
@@ -46,6 +46,13 @@ def test_which_word_an_id_has() -> None:
         )
         expected = (int(words[i % 4]) + 0.5) * 2.0**-32
         assert float(uniforms[i]) == pytest.approx(expected, rel=2**-23)
+
+
+def test_streams_and_depths_have_noise_of_their_own() -> None:
+    salts = [stream.salt(depth) for stream in Stream for depth in range(64)]
+    assert len(set(salts)) == len(salts)
+    assert Stream.HEAD.salt() == 0
+    assert len({float(fine_uniform(one(1), one(2), one(3), salt)) for salt in salts}) == len(salts)
 
 
 def test_uniforms_are_never_zero_or_one(monkeypatch: pytest.MonkeyPatch) -> None:

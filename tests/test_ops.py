@@ -6,6 +6,7 @@ the reference); on a GPU, and on its emulator, the same tests check the kernels.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ from numerics import assert_as_accurate_as_torch, assert_rounded_once, double
 from op_cases import CASES, N_REAL, OUTPUTS, SCRATCH, SENTINEL, Arguments, plan
 from p_eagle_cuda import attention_work, ops, reference
 from p_eagle_cuda.noise import Noise
+from p_eagle_cuda.tree import Topology, build_tree, compact_cache
+from p_eagle_cuda.verification import RULES, Drafts, logit_floors, verify
 
 OPS = sorted(CASES)
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
@@ -36,10 +39,16 @@ DEFINES_SIZES = {
     "norm_rows": {"x"},
     "gate_rows": {"gate_up"},
     "rope_cache": {"heads", "q", "k_cache"},
+    "build_tree": {"ids", "candidates", "shape_parents"},
+    "verify": {"logits", "candidates", "draft_ids"},
+    "logit_floors": {"logits", "temperature"},
+    "compact_cache": {"path", "slots", "k_cache"},
 }
 
 # Of these ops all elements of the outputs are written, however many rows exist.
-WHOLE_OUTPUTS = {"prepare_inputs", "plan_attention", "lm_head_topk"}
+WHOLE_OUTPUTS = {
+    "prepare_inputs", "plan_attention", "lm_head_topk", "build_tree", "verify", "logit_floors",
+}  # fmt: skip
 
 CPU = DEVICES["cpu"]
 
@@ -119,6 +128,25 @@ def run_reference(name: str, a: Arguments) -> dict[str, Tensor]:
             a["k_cache"].shape[1], a["eps"],
         )  # fmt: skip
         return {"q": q, **written_caches(a, k, v)}
+    if name == "build_tree":
+        shape = Topology(a["shape_parents"], a["shape_ranks"])
+        return build_tree(
+            a["ids"], a["logits"], a["lse"], a["root_tokens"], a["root_positions"],
+            a["candidates"].shape[1], a["vocab_size"], shape, a["budgets"],
+             a["noise_keys"], a["temperature"],
+        )._asdict()  # fmt: skip
+    if name == "verify":
+        return verify(
+            a["logits"], a["row_start"], a["candidates"], a["next_tokens"], a["temperature"],
+            a["keys"], a["root_positions"], None, a["floors"],
+            Drafts(a["draft_ids"], a["draft_logits"], a["draft_temperature"]), RULES[a["rule"]],
+        )._asdict()  # fmt: skip
+    if name == "compact_cache":
+        caches = a["k_cache"].clone(), a["v_cache"].clone()
+        compact_cache(a["path"], a["row_start"], a["slots"], caches)
+        return {"k_cache": caches[0], "v_cache": caches[1]}
+    if name == "logit_floors":
+        return {"floors": logit_floors(*list(a.values())[:6])}
     noise = Noise(a["noise_keys"], a["noise_positions"], a["temperature"])
     ids, logits, lse = reference.lm_head_topk(
         a["x"], a["sample_rows"], a["norm_weight"], a["weight"], a["draft_to_target"],
@@ -164,7 +192,7 @@ def test_matches_reference(name: str, dtype: torch.dtype, device: Device) -> Non
             continue
         if not expected.is_floating_point():
             assert torch.equal(actual, expected), output
-        elif name == "lm_head_topk":
+        elif name in ("lm_head_topk", "logit_floors"):
             present = expected.isfinite()
             assert torch.equal(actual[~present].double(), expected[~present])
             assert_as_accurate_as_torch(
@@ -195,7 +223,7 @@ def test_writes_only_its_outputs_and_rows(name: str, device: Device) -> None:
         is_rows = name not in WHOLE_OUTPUTS and not output.endswith("_cache")
         if is_rows and has_row_count:
             assert (x[N_REAL:] == SENTINEL).all(), f"{output}: wrote rows that do not exist"
-        if output.endswith("_cache"):
+        if output.endswith("_cache") and name != "compact_cache":
             slots = arguments["slots"][:N_REAL]
             written = torch.zeros(x.shape[0], x.shape[2], dtype=torch.bool, device=x.device)
             written[slots[slots >= 0] // x.shape[2], slots[slots >= 0] % x.shape[2]] = True
@@ -212,6 +240,10 @@ def test_no_rows(name: str, device: Device) -> None:
         arguments["query_start"].zero_()
     elif name == "lm_head_topk":
         arguments["sample_rows"].fill_(-1)
+    elif name == "build_tree":
+        arguments["budgets"].zero_()
+    elif name == "compact_cache":
+        arguments["path"].fill_(-1)
     elif "num_rows" in arguments:
         arguments["num_rows"].zero_()
     else:
@@ -228,6 +260,14 @@ def test_no_rows(name: str, device: Device) -> None:
         assert (arguments["ids"] == -1).all()
     elif name == "plan_attention":
         assert arguments["work"][:2].tolist() == [0, 0]
+    elif name == "build_tree":
+        assert (arguments["num_nodes"] == 0).all()
+        assert (arguments["candidates"] == -1).all()
+    elif name == "verify":
+        assert (arguments["tokens"] == -1).all()
+        assert torch.equal(arguments["next_tokens"], before["next_tokens"])
+    elif name == "logit_floors":
+        assert (arguments["floors"] == float("-inf")).all()
     else:
         for output in OUTPUTS[name]:
             assert torch.equal(arguments[output].nan_to_num(), before[output].nan_to_num())
@@ -288,11 +328,22 @@ def test_public_function_allocates_what_it_returns(name: str, device: Device) ->
         given["work"] = plain["work"]
     if name == "lm_head_topk":
         given["top_k"] = plain["ids"].shape[1]
+    if name == "build_tree":
+        given["shape"] = Topology(given.pop("shape_parents"), given.pop("shape_ranks"))
+        given["off_spine_discount"] = math.exp(given.pop("log_discount"))
+        given["num_nodes"] = plain["candidates"].shape[1]
+    if name == "verify":
+        del given["next_token"], given["next_sibling"]
+        given["sampling"] = ops.Sampling(*(given.pop(x) for x in ops.Sampling._fields))
+        given["drafts"] = Drafts(*(given.pop(f"draft_{x}") for x in Drafts._fields))
+        given["rule"], given["next_tokens"] = RULES[given["rule"]], plain["next_tokens"]
     returned = getattr(ops, name)(**given)
     device.call(name, arguments)
     results = returned if isinstance(returned, tuple) else (returned,)
     if name == "prepare_inputs":
         results = (*results, plain["work"])
+    if name == "compact_cache":  # in place alone
+        results = ()
     names = [n for n in OUTPUTS[name] if not n.endswith("_cache")]
     for output, result in zip(names, results, strict=True):
         rows = slice(None) if name in WHOLE_OUTPUTS else slice(N_REAL)

@@ -18,5 +18,6 @@ std::span<CudaOp const> layer_ops();
 std::span<CudaOp const> attention_ops();
 std::span<CudaOp const> row_ops();
 std::span<CudaOp const> head_ops();
+std::span<CudaOp const> tree_ops();
 
 }  // namespace p_eagle

@@ -1,6 +1,5 @@
-// Gumbel noise that depends on nothing but a key, a position and an id: a row gets the same noise
-// alone or in a batch, in whichever thread. `noise_uniform` of p_eagle_cuda.noise is the
-// definition.
+// Noise that depends on nothing but a key, a position, an index and what it is for: a row gets the
+// same alone or in a batch, in whichever thread. p_eagle_cuda.noise is the definition.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -12,12 +11,24 @@ namespace p_eagle {
 
 inline constexpr int kPhiloxWords = 4;
 
+// What noise is for, the salt of a counter; for some 4 times a depth is added. Stream in
+// p_eagle_cuda.noise.
+inline constexpr uint32_t kHeadNoise = 0;
+inline constexpr uint32_t kOrderNoise = 1;
+inline constexpr uint32_t kAcceptNoise = 2;
+inline constexpr uint32_t kChoiceNoise = 3;
+
+CUTLASS_HOST_DEVICE constexpr uint32_t salt_at(uint32_t stream, int depth) {
+  return stream + 4u * uint32_t(depth);
+}
+
 struct PhiloxBlock {
   uint32_t words[kPhiloxWords];
 
   // Philox4x32-10 (Salmon et al., 2011).
-  CUTLASS_DEVICE static PhiloxBlock make(uint32_t id_block, int64_t position, int64_t key) {
-    uint32_t c[kPhiloxWords] = {id_block, 0u, uint32_t(position), uint32_t(position >> 32)};
+  CUTLASS_DEVICE static PhiloxBlock make(uint32_t index, int64_t position, int64_t key,
+                                         uint32_t salt = kHeadNoise) {
+    uint32_t c[kPhiloxWords] = {index, salt, uint32_t(position), uint32_t(position >> 32)};
     uint32_t k[2] = {uint32_t(key), uint32_t(key >> 32)};
     CUTLASS_PRAGMA_UNROLL
     for (int round = 0; round < 10; ++round) {
@@ -42,6 +53,13 @@ struct PhiloxBlock {
 
 CUTLASS_DEVICE float noise_uniform(uint32_t word) {
   return fminf(float(word) * 0x1p-32f + 0x1p-33f, 1.0f - 0x1p-24f);
+}
+
+// In (0, 1), of 52 bits.
+CUTLASS_DEVICE double fine_uniform(uint32_t index, int64_t position, int64_t key, uint32_t salt) {
+  PhiloxBlock const block = PhiloxBlock::make(index, position, key, salt);
+  uint64_t const bits = uint64_t(block.words[0]) << 20 | block.words[1] >> 12;
+  return (double(bits) + 0.5) * 0x1p-52;
 }
 
 CUTLASS_DEVICE float gumbel(uint32_t word) { return -logf(-log1pf(-noise_uniform(word))); }

@@ -17,6 +17,9 @@ def linear_workspace_bytes(num_sms: int) -> int:
 def lm_head_workspace_bytes(num_sms: int, num_samples: int, top_k: int) -> int:
     """Size of the workspace of `lm_head_topk` for so many rows, on a device of this many SMs."""
 
+def verify_workspace_bytes(num_rows: int, vocab_size: int) -> int:
+    """Size of the workspace of `verify` for so many rows of logits."""
+
 def linear_plan(
     rows: int, columns: int, tile_rows: int, num_rows: int, weight_bytes: int, num_sms: int
 ) -> dict[str, Any]:

@@ -190,6 +190,17 @@ def lm_head_workspace(device: torch.device, num_samples: int, top_k: int) -> Ten
     return torch.zeros(size, dtype=torch.uint8, device=device)
 
 
+def verify_workspace(device: torch.device, num_rows: int, vocab_size: int) -> Tensor:
+    """Scratch memory for `verify` of so many rows of logits, or fewer.
+
+    For one stream of `device`; none on the CPU.
+    """
+    if device.type != "cuda":
+        return torch.zeros(0, dtype=torch.uint8, device=device)
+    size = compiled().verify_workspace_bytes(num_rows, vocab_size)
+    return torch.zeros(size, dtype=torch.uint8, device=device)
+
+
 def check_working_dtype(op: str, name: str, tensor: Tensor) -> torch.dtype:
     """The dtype of `tensor`, which must be one that its device computes in."""
     dtypes = CPU_DTYPES if tensor.device.type == "cpu" else CUDA_DTYPES

@@ -8,7 +8,7 @@ trying, testing and measuring a drafter where there is none.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 
@@ -18,9 +18,11 @@ from torch import Tensor
 from p_eagle_cuda.draft_length import DraftLengthPolicy
 from p_eagle_cuda.drafter import Drafter
 from p_eagle_cuda.errors import PEagleError, PromptError
-from p_eagle_cuda.sampling import choose, count_accepted, keyed_uniform
+from p_eagle_cuda.ops import Sampling, verify
+from p_eagle_cuda.sampling import request_key
 from p_eagle_cuda.statistics import Step
 from p_eagle_cuda.target import Target, TargetRows
+from p_eagle_cuda.verification import Verified
 
 PREFILL_CHUNK = 512  # rows of one prompt in one pass; bounds the memory of the attention scores
 
@@ -174,18 +176,14 @@ class SpeculativeEngine:
         queries = [self._query(r) for r in active]
         rows, sampled = self._rows(active, queries)
         output = self.target.forward(rows, self._caches, sampled)
-        choices = self._choose(output.logits, active, queries, temperature, seed)
-
-        num_rejected, next_tokens = [], []
-        for request, query in zip(active, queries, strict=True):
-            rejected, token = self._advance(request, query, choices, stop)
-            num_rejected.append(rejected)
-            next_tokens.append(token)
+        verified = self._verify(output.logits, active, queries, temperature, seed)
+        for request, query, row in zip(active, queries, verified.tokens.tolist(), strict=True):
+            self._advance(request, query, [token for token in row if token >= 0], stop)
         if self.drafter and any(not r.finish_reason for r in active):
             k = self._draft_length.choose(len(active)) if self._draft_length else None
             drafts = self.drafter.propose(
                 rows.token_ids, rows.positions, output.taps, rows.row_start,
-                self._int32(num_rejected), self._int64(next_tokens), rows.block_table,
+                verified.num_rejected, verified.next_tokens, rows.block_table,
                 k=k,
             ).token_ids.tolist()  # fmt: skip
             vocab_size = self.target.config.vocab_size
@@ -215,8 +213,8 @@ class SpeculativeEngine:
         for request, query in zip(active, queries, strict=True):
             first = request.num_computed
             if _reaches_end(request, query):
-                rows = len(query) if request.num_generated else 1
-                sampled += range(starts[-1] + len(query) - rows, starts[-1] + len(query))
+                first_node = starts[-1] + _first_node(request, query)
+                sampled += range(first_node, starts[-1] + len(query))
             token_ids += query
             positions += range(first, first + len(query))
             lane_of_row += [request.lane] * len(query)
@@ -235,50 +233,53 @@ class SpeculativeEngine:
         )
         return rows_of_pass, self._int64(sampled)
 
-    def _choose(
+    def _verify(
         self,
         logits: Tensor,
         active: Sequence[_Request],
         queries: Sequence[Sequence[int]],
         temperature: float,
         seed: int,
-    ) -> Iterator[int]:
-        """The target's token after each sampled row, in the order of the rows."""
-        uniforms = []
-        if temperature > 0:
-            for request, query in zip(active, queries, strict=True):
-                if _reaches_end(request, query):
-                    # The position of the chosen token, which is one past that of its row.
-                    last = request.num_computed + len(query)
-                    first = request.num_computed + 1 if request.num_generated else last
-                    uniforms += [
-                        keyed_uniform(seed, request.index, p) for p in range(first, last + 1)
-                    ]
+    ) -> Verified:
+        """What each request emits; nothing where its prompt has not been read to the end."""
         if bool(logits.isnan().any()):
             raise PEagleError(
                 "the target computed NaN logits: its weights or its dtype are at fault"
             )
-        return iter(choose(logits, temperature, uniforms).tolist())
+        nodes, positions, next_tokens, starts = [], [], [], [0]
+        for request, query in zip(active, queries, strict=True):
+            ends = _reaches_end(request, query)
+            own = query[_first_node(request, query) :] if ends else []
+            nodes.append(own)
+            positions.append(request.num_computed + len(query) - len(own))
+            next_tokens.append(0 if ends else request.tokens[request.num_computed + len(query)])
+            starts.append(starts[-1] + len(own))
+        width = max(1, *map(len, nodes))
+        keys = [request_key(seed, r.index) for r in active]
+        sampling = Sampling(
+            torch.full((len(active),), temperature, device=self.target.device),
+            self._int64(keys),
+            self._int64(positions),
+        )
+        candidates = self._int64([[*own, *[-1] * (width - len(own))] for own in nodes])
+        return verify(
+            logits, self._int32(starts), candidates, self._int64(next_tokens),
+            sampling if temperature > 0 else None,
+        )  # fmt: skip
 
     def _advance(
-        self,
-        request: _Request,
-        query: Sequence[int],
-        choices: Iterator[int],
-        stop: Collection[int],
-    ) -> tuple[int, int]:
-        """Take in the target's choices; returns the rejected rows and the token after the rest."""
-        if not _reaches_end(request, query):
+        self, request: _Request, query: Sequence[int], tokens: Sequence[int], stop: Collection[int]
+    ) -> None:
+        """Take in what a request emits, which is nothing before the end of its prompt."""
+        if not tokens:
             request.num_computed += len(query)
-            return 0, request.tokens[request.num_computed]
-        drafts = query[1:] if request.num_generated else []
-        own = [next(choices) for _ in range(len(drafts) + 1)]
-        accepted = count_accepted(drafts, own)
-        request.num_computed += len(query) - len(drafts) + accepted
-        request.steps.append(Step(request.num_generated, len(drafts), accepted))
+            return
+        num_drafts, accepted = len(query) - 1 - _first_node(request, query), len(tokens) - 1
+        request.num_computed += len(query) - num_drafts + accepted
+        request.steps.append(Step(request.num_generated, num_drafts, accepted))
         if self._draft_length:
-            self._draft_length.observe(len(drafts), accepted)
-        for token in own[: accepted + 1]:
+            self._draft_length.observe(num_drafts, accepted)
+        for token in tokens:
             request.tokens.append(token)
             if token in stop:
                 request.finish_reason = "stop"
@@ -286,12 +287,11 @@ class SpeculativeEngine:
                 request.finish_reason = "length"
             if request.finish_reason:
                 break
-        return len(drafts) - accepted, own[accepted]
 
     def _int32(self, values: Sequence[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int32, device=self.target.device)
 
-    def _int64(self, values: Sequence[int]) -> Tensor:
+    def _int64(self, values: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self.target.device)
 
 
@@ -315,3 +315,8 @@ def _blocks_per_request(max_length: int, num_speculative_tokens: int, block_size
 def _reaches_end(request: _Request, query: Sequence[int]) -> bool:
     """Whether the rows include the request's last known token, so that the target may choose."""
     return request.num_computed + len(query) >= len(request.tokens)
+
+
+def _first_node(request: _Request, query: Sequence[int]) -> int:
+    """The row of the last known token, after which come drafts; only where the query reaches it."""
+    return len(request.tokens) - request.num_computed - 1

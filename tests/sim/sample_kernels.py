@@ -10,7 +10,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sim import attention_kernels, head_sample, linear_sample, project_kernels, rows_sample
+from sim import (
+    attention_kernels,
+    head_sample,
+    linear_sample,
+    project_kernels,
+    rows_sample,
+    tree_samples,
+)
 from sim.sample import BF16_ERROR, CSRC, FLOAT_ERROR, FOLDER, Run, Sample, randn, source
 
 
@@ -152,4 +159,5 @@ SAMPLES: dict[str, Sample] = {
     **attention_kernels.SAMPLES,
     **rows_sample.SAMPLES,
     **head_sample.SAMPLES,
+    **tree_samples.SAMPLES,
 }

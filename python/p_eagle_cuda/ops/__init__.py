@@ -21,6 +21,7 @@ from p_eagle_cuda._registry import (
     linear_workspace,
     lm_head_workspace,
     load_library,
+    verify_workspace,
 )
 from p_eagle_cuda.ops.attention import (
     AttentionBuffers,
@@ -33,10 +34,15 @@ from p_eagle_cuda.ops.head import lm_head_topk
 from p_eagle_cuda.ops.inputs import embed_norm_concat, prepare_inputs, project_taps
 from p_eagle_cuda.ops.layers import linear_residual, norm_swiglu, qkv_rope_cache
 from p_eagle_cuda.ops.rows import gate_rows, gather_taps, norm_rows, rope_cache
+from p_eagle_cuda.ops.tree import build_tree, compact_cache
+from p_eagle_cuda.ops.verification import Sampling, logit_floors, verify
 
 __all__ = [
     "AttentionBuffers",
+    "Sampling",
     "allocate_attention",
+    "build_tree",
+    "compact_cache",
     "embed_norm_concat",
     "gate_rows",
     "gather_taps",
@@ -45,6 +51,7 @@ __all__ = [
     "linear_workspace",
     "lm_head_topk",
     "lm_head_workspace",
+    "logit_floors",
     "norm_rows",
     "norm_swiglu",
     "paged_attention",
@@ -54,6 +61,8 @@ __all__ = [
     "qkv_rope_cache",
     "rope_cache",
     "slice_work",
+    "verify",
+    "verify_workspace",
 ]
 
 load_library()

@@ -9,6 +9,7 @@ from sim.planted import (
     project,
     reductions,
     rows,
+    trees,
     warps_and_launches,
 )
 from sim.planted.bug import LAUNCH_ERROR, WRONG_RESULT, Bug
@@ -23,6 +24,7 @@ BUGS: tuple[Bug, ...] = (
     *lm_head_topk.BUGS,
     *attention.BUGS,
     *rows.BUGS,
+    *trees.BUGS,
 )
 
 __all__ = ["BUGS", "LAUNCH_ERROR", "WRONG_RESULT", "Bug"]
