@@ -42,11 +42,17 @@ def propose(drafter: Drafter, step: Pass) -> Any:
     )  # fmt: skip
 
 
-def reference_pass(path: Path, steps: list[Pass], dtype: torch.dtype, cache_dtype: torch.dtype):  # noqa: ANN201
+def reference_pass(  # noqa: ANN201
+    path: Path,
+    steps: list[Pass],
+    dtype: torch.dtype,
+    cache_dtype: torch.dtype,
+    precision: str = "auto",
+):
     """Logits and ids of the last pass by `reference.draft`, with weights and taps in `dtype`."""
     config = DrafterConfig.from_pretrained(path)
     # The weights the drafter has, in a wider type: the rounding of the checkpoint is not an error.
-    working = load_drafter_weights(path, config, dtype=steps[0].taps[0].dtype)
+    working = load_drafter_weights(path, config, dtype=steps[0].taps[0].dtype, precision=precision)
     weights = _to(working, dtype)
     caches = allocate_cache(
         config.num_layers, 20, config.num_kv_heads, BLOCK_SIZE, config.head_dim, cache_dtype
@@ -65,12 +71,13 @@ def reference_pass(path: Path, steps: list[Pass], dtype: torch.dtype, cache_dtyp
 
 
 def _to(x: Any, dtype: torch.dtype) -> Any:
-    """Weights in `dtype`; the rope table stays float32."""
+    """Weights in `dtype`; the rope table and scales stay float32, quantised matrices e4m3."""
     if isinstance(x, torch.Tensor):
-        return x.to(dtype) if x.is_floating_point() else x
+        return x.to(dtype) if x.is_floating_point() and x.dtype.itemsize > 1 else x
     if isinstance(x, tuple):
         return tuple(_to(item, dtype) for item in x)
     if x is None:
         return None
-    fields = {n: _to(v, dtype) for n, v in vars(x).items() if n != "rope"}
+    kept = ("rope", "_scale")
+    fields = {n: _to(v, dtype) for n, v in vars(x).items() if not n.endswith(kept)}
     return replace(x, **fields)

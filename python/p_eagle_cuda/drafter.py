@@ -14,6 +14,7 @@ from p_eagle_cuda.config import DrafterConfig
 from p_eagle_cuda.kv_cache import allocate_cache
 from p_eagle_cuda.linear import LinearChoice, LinearLayers
 from p_eagle_cuda.linear_table import LinearTable
+from p_eagle_cuda.precision import kv_cache_dtype
 from p_eagle_cuda.reference import STATISTIC_COLUMNS, LayerCache, PreparedInputs
 from p_eagle_cuda.weights import DrafterWeights, load_drafter_weights
 
@@ -51,8 +52,8 @@ class Drafter:
 
         Args:
             config: The checkpoint's configuration.
-            weights: Its packed weights; their device and dtype are the drafter's. Positions past
-                the end of their rope table get no slot in the cache.
+            weights: Its packed weights; their device and working dtype are the drafter's.
+                Positions past the end of their rope table get no slot in the cache.
             caches: One paged cache per layer, from `allocate_cache` or a serving engine's own.
             num_speculative_tokens: K, drafted in each pass. May exceed the K of training; the
                 later positions are then rarely accepted.
@@ -68,7 +69,7 @@ class Drafter:
             BackendError: `linear` is no backend, or one that cannot run these weights.
             ValueError: A size is out of range, or the caches do not fit the configuration.
         """
-        K, dtype, device = num_speculative_tokens, weights.fc.dtype, weights.fc.device
+        K, dtype, device = num_speculative_tokens, weights.dtype, weights.norm.device
         for name, value in (
             ("num_speculative_tokens", K),
             ("max_requests", max_requests),
@@ -124,9 +125,11 @@ class Drafter:
         top_k: int = 1,
         dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
-        cache_dtype: torch.dtype | None = None,
+        weights: str = "auto",
+        kv_dtype: str | torch.dtype = "auto",
         k_scale: float = 1.0,
         v_scale: float = 1.0,
+        quantized_cache: bool | str | Path = False,
         max_position: int | None = None,
         linear: str | LinearTable = "auto",
         target_embedding: Tensor | None = None,
@@ -145,10 +148,21 @@ class Drafter:
             top_k: Candidates returned per position.
             dtype: Working dtype; the checkpoint's if None.
             device: Where the weights and buffers go.
-            cache_dtype: Of the keys and values, the working dtype if None; float8_e4m3fn and
-                float8_e5m2 store ``x / scale``.
+            weights: "auto" keeps the matrices in the working dtype; "bf16" does so too, and is an
+                error if that is not bfloat16; "fp8_head" quantises the output head; "fp8" all
+                matrices: fc, the layers' and the head. Quantised matrices are float8_e4m3fn with
+                a scale for each output row (`precision.quantize_rows`); norms, biases and the
+                embedding stay as they are. On CUDA they run on the fused kernels at any row count.
+            kv_dtype: Of the keys and values: "auto" for the working dtype; "bf16" for the same,
+                with the same error; "fp8" for float8_e4m3fn. Or one of these as a torch dtype, or
+                float8_e5m2. FP8 caches store ``x / scale`` and saturate.
             k_scale: Scale of FP8 keys.
             v_scale: Scale of FP8 values.
+            quantized_cache: Keep quantised matrices in a file and take them from it next time: True
+                for `p_eagle_cuda-<weights>.cache` in the checkpoint's folder, or another folder.
+                Its checksum and the checkpoint's are verified at each load; a file that is
+                damaged, or of another checkpoint, is replaced with a warning, and one that cannot
+                be written is a warning.
             max_position: First position that is out of bounds; the config's if None.
             linear: Backend of the linear layers, as for the constructor.
             target_embedding: ``[V, H]`` for checkpoints that share the target's table.
@@ -156,22 +170,24 @@ class Drafter:
             progress: Show a progress bar for a large checkpoint.
 
         Raises:
-            ConfigError: The configuration is missing, malformed or not supported.
+            ConfigError: The configuration is missing, malformed or not supported, or the working
+                dtype does not go with `weights` or `kv_dtype`.
             CheckpointError: The tensors are not those that the configuration calls for.
             BackendError: `linear` is no backend, or one that cannot run these weights.
             ValueError: A size is out of range.
         """
         config = DrafterConfig.from_pretrained(path)
-        weights = load_drafter_weights(
+        loaded = load_drafter_weights(
             path, config, dtype=dtype, device=device, target_embedding=target_embedding,
-            target_lm_head=target_lm_head, max_position=max_position, progress=progress,
+            target_lm_head=target_lm_head, max_position=max_position, precision=weights,
+            quantized_cache=quantized_cache, progress=progress,
         )  # fmt: skip
         caches = allocate_cache(
             config.num_layers, num_blocks, config.num_kv_heads, block_size, config.head_dim,
-            cache_dtype or weights.fc.dtype, device, k_scale, v_scale,
+            kv_cache_dtype(kv_dtype, loaded.dtype), device, k_scale, v_scale,
         )  # fmt: skip
         return cls(
-            config, weights, caches, num_speculative_tokens=num_speculative_tokens,
+            config, loaded, caches, num_speculative_tokens=num_speculative_tokens,
             max_requests=max_requests, max_target_rows=max_target_rows, top_k=top_k, linear=linear,
         )  # fmt: skip
 
@@ -230,7 +246,7 @@ class Drafter:
         linear = self._linear.for_rows(R)
         hidden = linear.project_taps(
             taps, inputs.source_row, num_rows, w.fc, w.input_norm, w.fc_norms, eps,
-            out=self._hidden[:R],
+            out=self._hidden[:R], weight_scale=w.fc_scale,
         )  # fmt: skip
         Nq, Nkv, D = config.num_heads, config.num_kv_heads, config.head_dim
         work = ops.plan_attention(
@@ -254,7 +270,7 @@ class Drafter:
                 layer.qkv_bias, layer.q_norm, layer.k_norm, w.rope, inputs.positions, inputs.slots,
                 num_rows, cache.k_scale, cache.v_scale, eps, cache.k, cache.v, q=self._q[:R],
                 sum_squares=None if i == 0 else sums, mask_heads=w.mask_heads if i == 0 else None,
-                source_row=inputs.source_row if i == 0 else None,
+                source_row=inputs.source_row if i == 0 else None, weight_scale=layer.qkv_scale,
             )  # fmt: skip
             attended = ops.paged_attention(
                 q, cache.k, cache.v, cache.k_scale, cache.v_scale, block_table, inputs.row_start,
@@ -262,19 +278,21 @@ class Drafter:
                 workspace=self._attention.workspace, out=self._attended[:R],
             )  # fmt: skip
             sums = linear.linear_residual(
-                attended, layer.o, layer.o_bias, num_rows, residual, sums_buffer
-            )
+                attended, layer.o, layer.o_bias, num_rows, residual, sums_buffer,
+                weight_scale=layer.o_scale,
+            )  # fmt: skip
             activated = linear.norm_swiglu(
                 residual, layer.post_norm, layer.gate_up, num_rows, eps, out=self._activated[:R],
-                sum_squares=sums,
+                sum_squares=sums, gate_up_scale=layer.gate_up_scale,
             )  # fmt: skip
             sums = linear.linear_residual(
-                activated, layer.down, None, num_rows, residual, sums_buffer
-            )
+                activated, layer.down, None, num_rows, residual, sums_buffer,
+                weight_scale=layer.down_scale,
+            )  # fmt: skip
         ids, logits, lse = ops.lm_head_topk(
             residual, inputs.sample_rows, w.norm, w.lm_head, w.draft_to_target, self.top_k, eps,
             out=(self._ids[: B * K], self._logits[: B * K], self._lse[: B * K]),
-            sum_squares=sums, workspace=self._head_workspace,
+            sum_squares=sums, weight_scale=w.lm_head_scale, workspace=self._head_workspace,
         )  # fmt: skip
         shape = (B, K, self.top_k)
         return Drafts(ids.view(shape)[..., 0], ids.view(shape), logits.view(shape), lse.view(B, K))
