@@ -29,10 +29,18 @@ def give_pass(session: Session, step: Any) -> None:
     give(session, **inputs)
 
 
-def assert_right(path: Path, steps: list[Any], drafts: Any) -> None:
+def assert_right(
+    path: Path,
+    steps: list[Any],
+    drafts: Any,
+    weights: str = "auto",
+    cache_dtype: torch.dtype | None = None,
+) -> None:
     """The last pass is as accurate as the reference in the working dtype."""
-    _, logits, lse = reference_pass(path, steps, torch.float64, torch.float64)
-    _, unfused, unfused_lse = reference_pass(path, steps, BF16, BF16)
+    (_, logits, lse), (_, unfused, unfused_lse) = (
+        reference_pass(path, steps, dtype, cache_dtype or dtype, weights)
+        for dtype in (torch.float64, BF16)
+    )
     shape = (len(PROMPTS), K, TOP_K)
     assert_as_accurate_as_torch(
         "logits", drafts.top_logits, logits.view(shape), unfused.view(shape)
@@ -69,6 +77,22 @@ def test_every_kind_of_checkpoint(
             drafts = propose(drafter, step)
             session.check()
         assert_right(tmp_path, steps, drafts)
+
+
+@pytest.mark.parametrize("weights", ["fp8_head", "fp8"])
+def test_fp8_weights_and_cache(
+    weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two layers: the first, which has the heads of mask rows, and one like the others."""
+    write_drafter(tmp_path, num_hidden_layers=2, attention_bias=True, **EVEN_SIZES)
+    options = {"path": tmp_path, "dtype": BF16, "weights": weights, "kv_dtype": "fp8", **SIZES}
+    with emulated(monkeypatch, FOUR["random"], **options) as (drafter, session):
+        steps = passes(drafter.config, BF16, num_steps=1)
+        for step in steps:
+            give_pass(session, step)
+            drafts = propose(drafter, step)
+            session.check()
+        assert_right(tmp_path, steps, drafts, weights, torch.float8_e4m3fn)
 
 
 def test_launches_of_a_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
