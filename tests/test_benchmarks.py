@@ -99,10 +99,10 @@ def test_without_a_gpu_nothing_is_claimed() -> None:
 
 
 def test_fp8_loses_at_most_one_percent_of_the_acceptance_length() -> None:
-    """Of weights and cache together, from the same 880 positions of held-out functions."""
+    """Of weights and cache together, from the same 770 positions of held-out functions."""
     precisions = [("auto", "auto"), ("fp8", "fp8")]
     plain, fp8 = benchmark("bench_precision").measure(5, 16, 60, precisions)["rows"]
-    assert plain["positions"] == fp8["positions"] > 800
+    assert plain["positions"] == fp8["positions"] > 700
     assert plain["per_position"] != fp8["per_position"], "nothing was quantised"
     assert plain["acceptance_length"] > 2.3
     assert fp8["acceptance_length"] >= 0.99 * plain["acceptance_length"]

@@ -141,11 +141,12 @@ def test_a_quantised_drafter_is_that_of_the_rounded_matrices(variant: str, tmp_p
 
 
 def test_the_working_dtype_does_not_change_what_is_quantised(tmp_path: Path) -> None:
-    write_drafter(tmp_path)  # in float32, so that rounding to 16 bits first would show
+    tensors = write_drafter(tmp_path)  # float32: rounding to 16 bits first would show
     found = [tensors_of(load(tmp_path, dtype=x, precision="fp8")) for x in (torch.float32, BF16)]
     for name, tensor in found[0].items():
         if tensor.dtype == E4M3 or name.endswith("_scale"):
             assert torch.equal(_bits(tensor), _bits(found[1][name])), name
+    assert torch.equal(_bits(found[0]["fc"]), _bits(quantize_rows(tensors["fc.weight"])[0]))
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "of the target"])
