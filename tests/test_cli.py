@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from checkpoints import write_drafter, write_target
 from p_eagle_cuda import ops
 from p_eagle_cuda.cli import main
+from p_eagle_cuda.draft_length import DraftLengthPolicy
 
 V = 300
 
@@ -53,6 +54,29 @@ def run(pair: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[i
         return code, *capsys.readouterr()
 
     return run
+
+
+def test_dynamic_k_chooses_in_every_step(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[int] = []
+
+    def choose(self: DraftLengthPolicy, batch_size: int) -> int:
+        chosen.append(batch_size)
+        return 1
+
+    monkeypatch.setattr(DraftLengthPolicy, "choose", choose)
+    results = []
+    for flags in ([], ["--dynamic-k"]):
+        assert chosen == []
+        code, out, err = run("def f(", "--max-tokens", "20", "--json", *flags)
+        assert code == 0, err
+        results.append(json.loads(out))
+    assert results[0]["texts"] == results[1]["texts"]
+    assert results[1]["lossless"]
+    assert chosen == [1] * len(chosen)
+    assert len(chosen) >= 10
+    assert len(results[0]["per_position"]) == 5
 
 
 def test_streams_the_text_and_reports(run: Callable[..., Any]) -> None:

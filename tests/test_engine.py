@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from checkpoints import write_drafter, write_target
+from p_eagle_cuda.draft_length import DraftLengthPolicy
 from p_eagle_cuda.drafter import Drafter, Drafts
 from p_eagle_cuda.engine import PREFILL_CHUNK, SpeculativeEngine, max_target_rows, num_blocks
 from p_eagle_cuda.errors import PromptError
@@ -67,7 +68,10 @@ class Oracle(Drafter):
         num_rejected: Tensor,
         next_tokens: Tensor,
         block_table: Tensor,
+        *,
+        k: int | None = None,
     ) -> Drafts:
+        assert k is None
         drafts = super().propose(
             target_tokens, target_positions, taps, query_start, num_rejected, next_tokens,
             block_table,
@@ -104,6 +108,37 @@ def test_output_is_the_targets_own(
     expected = plain(target, PROMPTS, 40, temperature=temperature, seed=4)
     assert [c.token_ids for c in drafted] == expected
     assert all(len(ids) == 40 for ids in expected)
+
+
+def test_a_policy_decides_how_many_tokens_are_drafted(
+    target: Target, folders: tuple[Path, Path]
+) -> None:
+    """It hears of every verification; the output does not change."""
+
+    class OneThenTwo(DraftLengthPolicy):
+        def __init__(self) -> None:
+            super().__init__(K)
+            self.asked: list[int] = []
+            self.heard: list[tuple[int, int]] = []
+
+        def choose(self, batch_size: int) -> int:
+            self.asked.append(batch_size)
+            return 1 + len(self.asked) % 2
+
+        def observe(self, num_drafts: int, num_accepted: int) -> None:
+            self.heard.append((num_drafts, num_accepted))
+
+    policy = OneThenTwo()
+    engine = SpeculativeEngine(
+        target, make_drafter(folders[1], 2), max_requests=2, max_length=LENGTH,
+        draft_length=policy,
+    )  # fmt: skip
+    completions = engine.generate(PROMPTS, 40)
+    assert [c.token_ids for c in completions] == plain(target, PROMPTS, 40)
+    assert set(policy.asked) == {1, 2}
+    steps = [(s.num_drafts, s.num_accepted) for c in completions for s in c.steps]
+    assert sorted(policy.heard) == sorted(steps)
+    assert {drafts for drafts, _ in steps} == {0, 1, 2}
 
 
 def test_seed_changes_the_sample(target: Target) -> None:
@@ -210,6 +245,27 @@ def test_up_to_the_last_position(folders: tuple[Path, Path], tmp_path: Path) -> 
     room = [64 - len(prompt) - step.offset for step in completion.steps[1:]]
     assert [step.num_drafts for step in completion.steps[1:]] == [min(K, n) for n in room]
     assert min(room) < K
+
+
+def test_a_drafter_of_a_shorter_context(target: Target, folders: tuple[Path, Path]) -> None:
+    """A request goes on past the drafter's last position, without drafts; the others with them."""
+    limit, lanes = 50, 2
+    drafter = Drafter.from_pretrained(
+        folders[1], num_speculative_tokens=K, max_requests=lanes,
+        max_target_rows=max_target_rows(lanes, K), num_blocks=num_blocks(lanes, LENGTH, K, 16),
+        max_position=limit,
+    )  # fmt: skip
+    engine = SpeculativeEngine(target, drafter, max_requests=lanes, max_length=LENGTH)
+    prompts = [PROMPTS[2], PROMPTS[0]]
+    completions = engine.generate(prompts, 30)
+    assert [c.token_ids for c in completions] == plain(target, prompts, 30)
+    for prompt, completion in zip(prompts, completions, strict=True):
+        # The last row before a draft's own stands one before the last known token.
+        last_rows = [len(prompt) + step.offset - 2 for step in completion.steps[1:]]
+        expected = [min(max(limit - last, 0), K) for last in last_rows]
+        assert [step.num_drafts for step in completion.steps[1:]] == expected
+    assert expected == [K] * len(expected), "the short request never comes there"
+    assert completions[0].steps[-1].num_drafts == 0
 
 
 def test_callbacks_give_every_token_once(target: Target, folders: tuple[Path, Path]) -> None:

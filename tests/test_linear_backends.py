@@ -90,19 +90,18 @@ def test_statistics_are_of_the_last_residual(tmp_path: Path) -> None:
     drafter = Drafter.from_pretrained(
         tmp_path, dtype=torch.float64, linear=table_of(**limits), **SIZES
     )
-    drafter._sum_squares.fill_(torch.nan)
+    drafter._buffers.sum_squares.fill_(torch.nan)
     assert_drafts_right(tmp_path, drafter, torch.float64)
 
 
 def test_what_rows_that_do_not_exist_hold_does_not_matter(tmp_path: Path) -> None:
     write_drafter(tmp_path)
     drafter = Drafter.from_pretrained(tmp_path, dtype=torch.float64, linear="torch", **SIZES)
-    on_torch = drafter._linear._torch
+    on_torch = drafter._pass.linear._torch
     assert on_torch is not None
-    for buffer in (
-        on_torch._normed, on_torch._product, drafter._hidden, drafter._residual, drafter._concat,
-        drafter._attended, drafter._activated,
-    ):  # fmt: skip
+    names = ("hidden", "residual", "concat", "attended", "activated")
+    buffers = [getattr(drafter._buffers, name) for name in names]
+    for buffer in (on_torch._normed, on_torch._product, *buffers):
         buffer.fill_(torch.nan)
     assert_drafts_right(tmp_path, drafter, torch.float64)
 
@@ -257,11 +256,11 @@ def test_odd_sizes_draft_on_torch(tmp_path: Path) -> None:
     write_drafter(tmp_path, intermediate_size=100)
     drafter = Drafter.from_pretrained(tmp_path, dtype=torch.float64, **SIZES)
     chosen = LinearLayers(
-        drafter.weights, drafter.config.num_taps, len(drafter._hidden), drafter._workspace,
-        architecture="sm_90",
+        drafter.weights, drafter.config.num_taps, drafter.limits.most_rows,
+        drafter._buffers.linear_workspace, architecture="sm_90",
     )  # fmt: skip
     assert "linear_residual: torch" in str(chosen.choices[2])
-    drafter._linear = chosen
+    drafter._pass.linear = chosen
     assert_drafts_right(tmp_path, drafter, torch.float64)
 
 

@@ -67,6 +67,11 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--target", help="model folder (bundled pair's target if not given)")
     generate.add_argument("--drafter", help="drafter folder (bundled pair's drafter if not given)")
     generate.add_argument("--k", type=int, default=5, help="tokens drafted in each step")
+    generate.add_argument(
+        "--dynamic-k",
+        action="store_true",
+        help="draft fewer tokens where that pays, by batch size and recent acceptance",
+    )
     generate.add_argument("--max-tokens", type=int, default=200, help="most new tokens per prompt")
     generate.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
     generate.add_argument("--seed", type=int, default=0, help="of the random numbers")
@@ -114,6 +119,7 @@ def _generate(options: argparse.Namespace) -> int:
         "temperature": options.temperature,
         "seed": options.seed,
         "batch_size": options.batch_size,
+        "dynamic_k": options.dynamic_k,
     }
     if options.prompts is None and not options.json:
         report = _run_streaming(generator, texts[0], prompts, options.max_tokens, sampling)

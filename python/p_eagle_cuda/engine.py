@@ -15,6 +15,7 @@ from itertools import takewhile
 import torch
 from torch import Tensor
 
+from p_eagle_cuda.draft_length import DraftLengthPolicy
 from p_eagle_cuda.drafter import Drafter
 from p_eagle_cuda.errors import PEagleError, PromptError
 from p_eagle_cuda.sampling import choose, count_accepted, keyed_uniform
@@ -69,6 +70,7 @@ class SpeculativeEngine:
         max_requests: int,
         max_length: int,
         block_size: int = 16,
+        draft_length: DraftLengthPolicy | None = None,
     ) -> None:
         """Allocate the target's cache and the block table.
 
@@ -79,8 +81,9 @@ class SpeculativeEngine:
             max_requests: Requests in flight at a time; others wait.
             max_length: Most tokens of a request, prompt and output.
             block_size: Positions in a cache block.
+            draft_length: Chooses how many tokens are drafted in each step; the drafter's K if None.
         """
-        self.target, self.drafter = target, drafter
+        self.target, self.drafter, self._draft_length = target, drafter, draft_length
         self.max_requests, self.max_length, self.block_size = max_requests, max_length, block_size
         K = drafter.num_speculative_tokens if drafter else 0
         columns = _blocks_per_request(max_length, K, block_size)
@@ -179,14 +182,17 @@ class SpeculativeEngine:
             num_rejected.append(rejected)
             next_tokens.append(token)
         if self.drafter and any(not r.finish_reason for r in active):
+            k = self._draft_length.choose(len(active)) if self._draft_length else None
             drafts = self.drafter.propose(
                 rows.token_ids, rows.positions, output.taps, rows.row_start,
                 self._int32(num_rejected), self._int64(next_tokens), rows.block_table,
+                k=k,
             ).token_ids.tolist()  # fmt: skip
             vocab_size = self.target.config.vocab_size
             for request, draft in zip(active, drafts, strict=True):
-                # A drafter's table may be padded past the target's; the chain ends there.
-                request.drafts = list(takewhile(lambda token: token < vocab_size, draft))
+                # A drafter's table may be padded past the target's, and there is no draft past the
+                # last position; the chain ends there.
+                request.drafts = list(takewhile(lambda token: 0 <= token < vocab_size, draft))
 
     def _query(self, request: _Request) -> list[int]:
         """The tokens that the target reads for this request in this pass."""
@@ -270,6 +276,8 @@ class SpeculativeEngine:
         accepted = count_accepted(drafts, own)
         request.num_computed += len(query) - len(drafts) + accepted
         request.steps.append(Step(request.num_generated, len(drafts), accepted))
+        if self._draft_length:
+            self._draft_length.observe(len(drafts), accepted)
         for token in own[: accepted + 1]:
             request.tokens.append(token)
             if token in stop:

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from p_eagle_cuda import ops
 from p_eagle_cuda.config import DrafterConfig
+from p_eagle_cuda.draft_length import DraftLengthPolicy
 from p_eagle_cuda.drafter import Drafter
 from p_eagle_cuda.engine import Completion, SpeculativeEngine, max_target_rows, num_blocks
 from p_eagle_cuda.errors import ConfigError, PromptError
@@ -149,6 +150,7 @@ class Generator:
         temperature: float = 0.0,
         seed: int = 0,
         batch_size: int = 8,
+        dynamic_k: bool = False,
         on_tokens: Callable[[int, list[int]], None] | None = None,
         on_finish: Callable[[int], None] | None = None,
     ) -> Report:
@@ -160,6 +162,7 @@ class Generator:
             temperature: 0 for greedy decoding.
             seed: Of the random numbers.
             batch_size: Requests in flight.
+            dynamic_k: Draft fewer than K tokens where a `DraftLengthPolicy` expects that to pay.
             on_tokens: Called with a prompt's index and new tokens, in the run with the drafter.
             on_finish: Called when a request ends, in both runs.
         """
@@ -197,8 +200,13 @@ class Generator:
             config, self._drafter_weights, caches, num_speculative_tokens=K, max_requests=lanes,
             max_target_rows=max_target_rows(lanes, K),
         )  # fmt: skip
-        sizes = {"max_requests": lanes, "max_length": length, "block_size": BLOCK_SIZE}
-        drafted, speed = timed(SpeculativeEngine(self.target, drafter, **sizes), on_tokens)
+        sizes: dict[str, Any] = {
+            "max_requests": lanes, "max_length": length, "block_size": BLOCK_SIZE
+        }  # fmt: skip
+        policy = DraftLengthPolicy(K) if dynamic_k else None
+        drafted, speed = timed(
+            SpeculativeEngine(self.target, drafter, draft_length=policy, **sizes), on_tokens
+        )
         plain, plain_speed = timed(SpeculativeEngine(self.target, None, **sizes), None)
 
         outputs = [c.token_ids for c in drafted]

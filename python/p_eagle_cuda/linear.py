@@ -18,6 +18,7 @@ from torch import Tensor
 
 from p_eagle_cuda import ops
 from p_eagle_cuda._registry import check_tensor
+from p_eagle_cuda.buffers import BufferSpec
 from p_eagle_cuda.errors import BackendError
 from p_eagle_cuda.linear_table import LINEAR_OPS, LinearTable
 from p_eagle_cuda.ops.layers import CUDA_HEAD_DIMS
@@ -141,12 +142,23 @@ class TorchLinear:
 
     def __init__(self, weights: DrafterWeights, max_rows: int) -> None:
         """Make the buffers for passes of up to `max_rows` rows of a drafter."""
+        self.plan = self.plan_buffers(weights, max_rows)
+        device = weights.fc.device
+        self._normed = self.plan["torch_normed"].allocate(device)
+        self._product = self.plan["torch_product"].allocate(device)
+
+    @staticmethod
+    def plan_buffers(weights: DrafterWeights, max_rows: int) -> dict[str, BufferSpec]:
+        """The buffers for passes of up to `max_rows` rows."""
         hidden, gathered = weights.fc.shape
         products = [w.shape[0] for layer in weights.layers for w in (layer.qkv, layer.gate_up)]
+
         # Zeros, so that rows that were never written are not read as NaN, which some CPUs and
         # people stumble over. What they become reaches no row that exists.
-        self._normed = weights.norm.new_zeros(max_rows * max(hidden, gathered))
-        self._product = weights.norm.new_zeros(max_rows * max(products))
+        def rows(width: int) -> BufferSpec:
+            return BufferSpec((max_rows * width,), weights.norm.dtype, is_zeroed=True)
+
+        return {"torch_normed": rows(max(hidden, gathered)), "torch_product": rows(max(products))}
 
     def project_taps(
         self,
@@ -341,6 +353,7 @@ class LinearLayers:
             rows is not None and rows < max_rows for rows in self._fused_rows.values()
         )
         self._torch = TorchLinear(weights, max_rows) if needs_torch else None
+        self.plan = self._torch.plan if self._torch else {}  # of the buffers made here
 
     def for_rows(self, num_rows: int) -> LinearPass:
         """The layers for passes whose buffers have so many rows."""

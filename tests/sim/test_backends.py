@@ -66,9 +66,9 @@ def test_both_backends_in_one_pass(tmp_path: Path, ran: Names) -> None:
     """An intermediate size that the fused kernels refuse, and passes of up to 67 rows."""
     write_drafter(tmp_path, intermediate_size=96)
     drafter = Drafter.from_pretrained(tmp_path, dtype=torch.bfloat16, **SIZES)
-    drafter._linear = LinearLayers(
-        drafter.weights, drafter.config.num_taps, len(drafter._hidden), drafter._workspace,
-        architecture="sm_90",
+    drafter._pass.linear = LinearLayers(
+        drafter.weights, drafter.config.num_taps, drafter.limits.most_rows,
+        drafter._buffers.linear_workspace, architecture="sm_90",
     )  # fmt: skip
     assert_drafts_right(tmp_path, drafter, torch.bfloat16)
     assert ran == ROW_OPS | set(LINEAR_OPS) - {"linear_residual"}
