@@ -80,6 +80,7 @@ def reference_pass(
     dtype: torch.dtype,
     cache_dtype: torch.dtype,
     max_position: int | None = None,
+    precision: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Ids, logits and lse of the last pass by `reference.draft`, with weights and taps in `dtype`.
 
@@ -89,11 +90,12 @@ def reference_pass(
         dtype: Of the weights.
         cache_dtype: Of the cache.
         max_position: Rows of the rope table; the config's if None.
+        precision: Of the drafter's matrices.
     """
     config = DrafterConfig.from_pretrained(path)
     # The weights the drafter has, in a wider type: the rounding of the checkpoint is not an error.
     working = load_drafter_weights(
-        path, config, dtype=steps[0].taps[0].dtype, max_position=max_position
+        path, config, dtype=steps[0].taps[0].dtype, max_position=max_position, precision=precision
     )
     weights = _to(working, dtype)
     caches = allocate_cache(
@@ -113,12 +115,13 @@ def reference_pass(
 
 
 def _to(x: Any, dtype: torch.dtype) -> Any:
-    """Weights in `dtype`; the rope table stays float32."""
+    """Weights in `dtype`; the rope table and scales stay float32, quantised matrices e4m3."""
     if isinstance(x, torch.Tensor):
-        return x.to(dtype) if x.is_floating_point() else x
+        return x.to(dtype) if x.is_floating_point() and x.dtype.itemsize > 1 else x
     if isinstance(x, tuple):
         return tuple(_to(item, dtype) for item in x)
     if x is None:
         return None
-    fields = {n: _to(v, dtype) for n, v in vars(x).items() if n != "rope"}
+    kept = ("rope", "_scale")
+    fields = {n: _to(v, dtype) for n, v in vars(x).items() if not n.endswith(kept)}
     return replace(x, **fields)

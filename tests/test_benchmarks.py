@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,17 +13,22 @@ import pytest
 import torch
 
 from p_eagle_cuda import ops
+from p_eagle_cuda.statistics import Step
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-@pytest.fixture(scope="module")
-def bench_linear() -> ModuleType:
+def benchmark(name: str) -> ModuleType:
     sys.path.insert(0, str(BENCHMARKS))
     try:
-        return importlib.import_module("bench_linear")
+        return importlib.import_module(name)
     finally:
         sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.fixture(scope="module")
+def bench_linear() -> ModuleType:
+    return benchmark("bench_linear")
 
 
 @pytest.mark.parametrize("is_e4m3", [False, True], ids=["bf16", "e4m3"])
@@ -90,6 +96,30 @@ def test_without_a_gpu_nothing_is_claimed() -> None:
     assert done.stderr == (
         "bench_linear: error: needs a CUDA device; there is none, so nothing is measured\n"
     )
+
+
+def test_fp8_loses_at_most_one_percent_of_the_acceptance_length() -> None:
+    """Of weights and cache together, from the same 770 positions of held-out functions."""
+    precisions = [("auto", "auto"), ("fp8", "fp8")]
+    plain, fp8 = benchmark("bench_precision").measure(5, 16, 60, precisions)["rows"]
+    assert plain["positions"] == fp8["positions"] > 700
+    assert plain["per_position"] != fp8["per_position"], "nothing was quantised"
+    assert plain["acceptance_length"] > 2.3
+    assert fp8["acceptance_length"] >= 0.99 * plain["acceptance_length"]
+
+
+def test_the_benchmarks_readme_shows_the_committed_precisions() -> None:
+    report = json.loads((BENCHMARKS / "results/acceptance-precision.json").read_text())
+    table = benchmark("bench_precision").table(report)
+    assert table in (BENCHMARKS / "README.md").read_text()
+    first = report["rows"][0]["acceptance_length"]
+    assert all(row["acceptance_length"] >= 0.99 * first for row in report["rows"])
+
+
+def test_steps_that_decoding_visits() -> None:
+    steps = [Step(i, 3, accepted) for i, accepted in enumerate([2, 0, 3, 0, 1, 3, 0])]
+    visited = benchmark("bench_precision")._visited(steps)
+    assert [step.offset for step in visited] == [0, 3, 4, 6]
 
 
 @pytest.mark.gpu

@@ -118,6 +118,16 @@ def test_sampling_is_reproducible_and_lossless(run: Callable[..., Any]) -> None:
     assert outputs("--seed", "3") != outputs("--seed", "4")
 
 
+def test_fp8_changes_drafts_but_no_text(run: Callable[..., Any]) -> None:
+    arguments = ("def f(", "--k", "3", "--max-tokens", "40", "--json")
+    plain, fp8 = (
+        json.loads(run(*arguments, *more)[1])
+        for more in ((), ("--weights", "fp8", "--kv-dtype", "fp8"))
+    )
+    assert fp8["lossless"]
+    assert fp8["outputs"] == plain["outputs"]
+
+
 def test_a_file_of_prompts(run: Callable[..., Any], tmp_path: Path) -> None:
     prompts = ["def a(", "class B:", "", "déjà"]
     file = tmp_path / "prompts.jsonl"
@@ -175,6 +185,19 @@ BAD_CALLS = {
     "k 0": (["x", "--k", "0"], "k must be 1 to 32, got 0"),
     "k 33": (["x", "--k", "33"], "k must be 1 to 32, got 33"),
     "k word": (["x", "--k", "many"], "argument --k: invalid int value: 'many'"),
+    "weights": (
+        ["x", "--weights", "int8"],
+        "argument --weights: invalid choice: 'int8'",
+    ),
+    "kv": (["x", "--kv-dtype", "fp4"], "argument --kv-dtype: invalid choice: 'fp4'"),
+    "bf16 weights": (
+        ["x", "--weights", "bf16"],
+        'weights="bf16" needs the working dtype bfloat16, got float32',
+    ),
+    "bf16 kv": (
+        ["x", "--kv-dtype", "bf16"],
+        'kv_dtype="bf16" needs the working dtype bfloat16, got float32',
+    ),
     "no tokens": (["x", "--max-tokens", "0"], "--max-tokens must be at least 1, got 0"),
     "no batch": (["x", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
     "cold": (

@@ -91,7 +91,7 @@ def test_fp8_cache(cache_dtype: torch.dtype, tmp_path: Path) -> None:
     results = []
     for k_scale, v_scale in ((1.0, 1.0), (0.5, 0.25)):
         drafter = Drafter.from_pretrained(
-            tmp_path, dtype=torch.float32, cache_dtype=cache_dtype, k_scale=k_scale,
+            tmp_path, dtype=torch.float32, kv_dtype=cache_dtype, k_scale=k_scale,
             v_scale=v_scale, **SIZES,
         )  # fmt: skip
         steps = passes(drafter.config, torch.float32)

@@ -17,6 +17,8 @@ LAYERS = [
     "config",
     "rope",
     "checkpoint",
+    "precision",
+    "quantized_cache",
     "weights",
     "noise",
     "tree",

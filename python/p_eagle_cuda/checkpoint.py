@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import struct
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from p_eagle_cuda.fields import read_json_object
 _SINGLE_FILE = "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"
 _PROGRESS_BYTES = 256 * 2**20
+_CHUNK_BYTES = 2**22
 
 _FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 _INTEGERS = ("BOOL", "U8", "I8", "I16", "I32", "I64")
@@ -145,15 +148,15 @@ class Checkpoint:
         self.read_into(name, out)
         return out
 
-    def read_into(self, name: str, out: Tensor) -> None:
+    def read_into(self, name: str, out: Tensor, *, meaning: str = "") -> None:
         """Read a weight of exactly `out`'s shape into `out`, converted to its dtype and device.
 
         A value that is not finite, in the file or after conversion, is an error.
         """
-        entry = self._checked(name, tuple(out.shape), _FLOATS)
+        entry = self._checked(name, tuple(out.shape), _FLOATS, meaning)
         stored = self._get(name)
         out.copy_(stored)
-        self._advance(stored)
+        self._advance(stored.nbytes)
         if not _is_finite(out):
             where = (~stored.isfinite()).nonzero()
             if len(where) == 0:
@@ -163,11 +166,26 @@ class Checkpoint:
                 f"is {stored[index].item()} at {list(index)}, expected finite values only"
             )
 
+    def skip(self, name: str, shape: Sequence[int], *, meaning: str = "") -> None:
+        """Check that there is a weight of that shape, and count it as read."""
+        self._checked(name, shape, _FLOATS, meaning)
+        self._read.add(name)
+        self._advance(math.prod(shape) * self.dtype(name).itemsize)
+
+    def sha256(self) -> str:
+        """A digest of all files, which are read for it."""
+        digest = hashlib.sha256()
+        for file in sorted(self._files):
+            with file.open("rb") as stream:
+                while chunk := stream.read(_CHUNK_BYTES):
+                    digest.update(chunk)
+        return digest.hexdigest()
+
     def read_integers(self, name: str, shape: Sequence[int]) -> Tensor:
         """Read an integer or boolean tensor of exactly that shape, as int64 on the CPU."""
         self._checked(name, shape, _INTEGERS)
         stored = self._get(name)
-        self._advance(stored)
+        self._advance(stored.nbytes)
         return stored.to(torch.int64, copy=True)
 
     def check_all_read(self, ignore: Callable[[str], bool]) -> None:
@@ -215,9 +233,9 @@ class Checkpoint:
         self._read.add(name)
         return tensor
 
-    def _advance(self, stored: Tensor) -> None:
+    def _advance(self, num_bytes: int) -> None:
         if self._progress is not None:
-            self._progress.update(stored.nbytes)
+            self._progress.update(num_bytes)
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -22,6 +22,7 @@ from p_eagle_cuda.arguments import OneLineParser
 from p_eagle_cuda.bundled import bundled_drafter, bundled_target
 from p_eagle_cuda.errors import PEagleError, PromptError
 from p_eagle_cuda.generation import Generator, Report
+from p_eagle_cuda.precision import KV_DTYPES, WEIGHT_PRECISIONS
 from p_eagle_cuda.text import TextStream, read_prompts
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -76,6 +77,12 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--seed", type=int, default=0, help="of the random numbers")
     generate.add_argument("--batch-size", type=int, default=8, help="prompts in flight at a time")
     generate.add_argument("--dtype", choices=_DTYPES, default="float32", help="working dtype")
+    generate.add_argument(
+        "--weights", choices=WEIGHT_PRECISIONS, default="auto", help="precision of the drafter's"
+    )
+    generate.add_argument(
+        "--kv-dtype", choices=KV_DTYPES, default="auto", help="of the drafter's keys and values"
+    )
     generate.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of both models")
     generate.add_argument("--json", action="store_true", help="print one JSON object, no text")
 
@@ -102,6 +109,8 @@ def _generate(options: argparse.Namespace) -> int:
         num_speculative_tokens=options.k,
         dtype=_DTYPES[options.dtype],
         device=options.device,
+        weights=options.weights,
+        kv_dtype=options.kv_dtype,
     )
     for note in generator.notes:
         print(f"p-eagle-cuda: note: {note}", file=sys.stderr)

@@ -30,6 +30,7 @@ from p_eagle_cuda.input_checks import check_contents, check_inputs
 from p_eagle_cuda.kv_cache import allocate_cache
 from p_eagle_cuda.linear import LinearChoice, LinearLayers, architecture_of
 from p_eagle_cuda.linear_table import LinearTable
+from p_eagle_cuda.precision import kv_cache_dtype
 from p_eagle_cuda.reference import LayerCache
 from p_eagle_cuda.tracing import Tracer
 from p_eagle_cuda.weights import DrafterWeights, load_drafter_weights
@@ -73,8 +74,8 @@ class Drafter:
 
         Args:
             config: The checkpoint's configuration.
-            weights: Its packed weights; their device and dtype are the drafter's. Positions past
-                the end of their rope table get no slot in the cache, and no draft.
+            weights: Its packed weights; their device and working dtype are the drafter's.
+                Positions past the end of their rope table get no slot in the cache, and no draft.
             caches: One paged cache per layer, from `allocate_cache` or a serving engine's own.
             num_speculative_tokens: K, the most that a pass drafts. May exceed the K of training;
                 the later positions are then rarely accepted.
@@ -103,7 +104,7 @@ class Drafter:
                 kernels do not take a drafter like this.
             ValueError: A size is out of range, or the caches do not fit the configuration.
         """
-        K, dtype, device = num_speculative_tokens, weights.fc.dtype, weights.fc.device
+        K, dtype, device = num_speculative_tokens, weights.dtype, weights.norm.device
         for name, value in (
             ("num_speculative_tokens", K),
             ("max_requests", max_requests),
@@ -162,9 +163,11 @@ class Drafter:
         block_size: int = 16,
         dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
-        cache_dtype: torch.dtype | None = None,
+        weights: str = "auto",
+        kv_dtype: str | torch.dtype = "auto",
         k_scale: float = 1.0,
         v_scale: float = 1.0,
+        quantized_cache: bool | str | Path = False,
         max_position: int | None = None,
         target_embedding: Tensor | None = None,
         target_lm_head: Tensor | None = None,
@@ -182,10 +185,21 @@ class Drafter:
             block_size: Positions in a block.
             dtype: Working dtype; the checkpoint's if None.
             device: Where the weights and buffers go.
-            cache_dtype: Of the keys and values, the working dtype if None; float8_e4m3fn and
-                float8_e5m2 store ``x / scale``.
+            weights: "auto" keeps the matrices in the working dtype; "bf16" does so too, and is an
+                error if that is not bfloat16; "fp8_head" quantises the output head; "fp8" all
+                matrices: fc, the layers' and the head. Quantised matrices are float8_e4m3fn with
+                a scale for each output row (`precision.quantize_rows`); norms, biases and the
+                embedding stay as they are. On CUDA they run on the fused kernels at any row count.
+            kv_dtype: Of the keys and values: "auto" for the working dtype; "bf16" for the same,
+                with the same error; "fp8" for float8_e4m3fn. Or one of these as a torch dtype, or
+                float8_e5m2. FP8 caches store ``x / scale`` and saturate.
             k_scale: Scale of FP8 keys.
             v_scale: Scale of FP8 values.
+            quantized_cache: Keep quantised matrices in a file and take them from it next time: True
+                for `p_eagle_cuda-<weights>.cache` in the checkpoint's folder, or another folder.
+                Its checksum and the checkpoint's are verified at each load; a file that is
+                damaged, or of another checkpoint, is replaced with a warning, and one that cannot
+                be written is a warning.
             max_position: First position that is out of bounds; the config's if None.
             target_embedding: ``[V, H]`` for checkpoints that share the target's table.
             target_lm_head: ``[V, H]`` for checkpoints that share the target's head.
@@ -193,23 +207,25 @@ class Drafter:
             options: Further ones of the constructor: `top_k`, `linear`, `cuda_graphs` and so on.
 
         Raises:
-            ConfigError: The configuration is missing, malformed or not supported.
+            ConfigError: The configuration is missing, malformed or not supported, or the working
+                dtype does not go with `weights` or `kv_dtype`.
             CheckpointError: The tensors are not those that the configuration calls for.
             BackendError: `linear` is no backend, or one that cannot run these weights; or the
                 kernels do not take a drafter like this.
             ValueError: A size is out of range.
         """
         config = DrafterConfig.from_pretrained(path)
-        weights = load_drafter_weights(
+        loaded = load_drafter_weights(
             path, config, dtype=dtype, device=device, target_embedding=target_embedding,
-            target_lm_head=target_lm_head, max_position=max_position, progress=progress,
+            target_lm_head=target_lm_head, max_position=max_position, precision=weights,
+            quantized_cache=quantized_cache, progress=progress,
         )  # fmt: skip
         caches = allocate_cache(
             config.num_layers, num_blocks, config.num_kv_heads, block_size, config.head_dim,
-            cache_dtype or weights.fc.dtype, device, k_scale, v_scale,
+            kv_cache_dtype(kv_dtype, loaded.dtype), device, k_scale, v_scale,
         )  # fmt: skip
         return cls(
-            config, weights, caches, num_speculative_tokens=num_speculative_tokens,
+            config, loaded, caches, num_speculative_tokens=num_speculative_tokens,
             max_requests=max_requests, max_target_rows=max_target_rows, **options,
         )  # fmt: skip
 

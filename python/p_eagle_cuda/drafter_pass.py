@@ -88,7 +88,7 @@ class DrafterPass:
         num_rows = inputs.row_start[B:]
         hidden = linear.project_taps(
             given.taps, inputs.source_row, num_rows, w.fc, w.input_norm, w.fc_norms, eps,
-            out=buffers.hidden[:R],
+            out=buffers.hidden[:R], weight_scale=w.fc_scale,
         )  # fmt: skip
         first = w.layers[0]
         assert first.hidden_norm is not None, "layer 0 of a drafter norms the hidden state"
@@ -110,6 +110,7 @@ class DrafterPass:
                     q=buffers.q[:R], sum_squares=None if is_first else sums,
                     mask_heads=w.mask_heads if is_first else None,
                     source_row=inputs.source_row if is_first else None,
+                    weight_scale=layer.qkv_scale,
                 )  # fmt: skip
                 attended = op.paged_attention(
                     q, cache.k, cache.v, cache.k_scale, cache.v_scale, given.block_table,
@@ -117,19 +118,22 @@ class DrafterPass:
                     work=work, workspace=buffers.attention_workspace, out=buffers.attended[:R],
                 )  # fmt: skip
                 sums = linear.linear_residual(
-                    attended, layer.o, layer.o_bias, num_rows, residual, sums_buffer
-                )
+                    attended, layer.o, layer.o_bias, num_rows, residual, sums_buffer,
+                    weight_scale=layer.o_scale,
+                )  # fmt: skip
                 activated = linear.norm_swiglu(
                     residual, layer.post_norm, layer.gate_up, num_rows, eps,
                     out=buffers.activated[:R], sum_squares=sums,
+                    gate_up_scale=layer.gate_up_scale,
                 )  # fmt: skip
                 sums = linear.linear_residual(
-                    activated, layer.down, None, num_rows, residual, sums_buffer
-                )
+                    activated, layer.down, None, num_rows, residual, sums_buffer,
+                    weight_scale=layer.down_scale,
+                )  # fmt: skip
         N = B * k
         ids, logits, lse = op.lm_head_topk(
             residual, inputs.sample_rows, w.norm, w.lm_head, w.draft_to_target, self.top_k, eps,
             out=(buffers.top_ids[:N], buffers.top_logits[:N], buffers.lse[:N]),
-            sum_squares=sums, workspace=buffers.head_workspace,
+            sum_squares=sums, weight_scale=w.lm_head_scale, workspace=buffers.head_workspace,
         )  # fmt: skip
         return Drafts.of(ids, logits, lse, k)

@@ -20,6 +20,7 @@ from p_eagle_cuda.engine import Completion, SpeculativeEngine, max_target_rows, 
 from p_eagle_cuda.errors import ConfigError, PromptError
 from p_eagle_cuda.fields import ConfigFields
 from p_eagle_cuda.kv_cache import allocate_cache
+from p_eagle_cuda.precision import kv_cache_dtype
 from p_eagle_cuda.statistics import Acceptance, acceptance, before_loop
 from p_eagle_cuda.target import Target, TargetConfig
 from p_eagle_cuda.text import encode_prompt, load_tokenizer
@@ -85,6 +86,8 @@ class Generator:
         num_speculative_tokens: int,
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
+        weights: str = "auto",
+        kv_dtype: str | torch.dtype = "auto",
     ) -> None:
         """Load both models.
 
@@ -94,6 +97,8 @@ class Generator:
             num_speculative_tokens: K, 1 to 32.
             dtype: Working dtype of both.
             device: Of both.
+            weights: Precision of the drafter's matrices, as for `Drafter.from_pretrained`.
+            kv_dtype: Of the drafter's cache, likewise.
 
         Raises:
             PEagleError: Something is missing, malformed, not supported, or does not fit.
@@ -115,8 +120,9 @@ class Generator:
         self._drafter_weights = load_drafter_weights(
             drafter, self.drafter_config, dtype=dtype, device=device,
             target_embedding=self.target.embedding, target_lm_head=self.target.lm_head,
-            max_position=target_config.max_position_embeddings,
+            max_position=target_config.max_position_embeddings, precision=weights,
         )  # fmt: skip
+        self._kv_dtype = kv_cache_dtype(kv_dtype, dtype)
         self.num_speculative_tokens = K
         self.notes = _notes(Path(target), Path(drafter), self.drafter_config, K)
 
@@ -188,7 +194,7 @@ class Generator:
         K, config = self.num_speculative_tokens, self.drafter_config
         caches = allocate_cache(
             config.num_layers, num_blocks(lanes, length, K, BLOCK_SIZE), config.num_kv_heads,
-            BLOCK_SIZE, config.head_dim, self.target.embedding.dtype, self.target.device,
+            BLOCK_SIZE, config.head_dim, self._kv_dtype, self.target.device,
         )  # fmt: skip
         drafter = Drafter(
             config, self._drafter_weights, caches, num_speculative_tokens=K, max_requests=lanes,

@@ -406,9 +406,14 @@ def draft(
     top_k: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:  # ids [B * K, k] int64, logits [B * K, k], lse [B * K]
     """One pass of the drafter: K tokens for every request. Writes the rows' K/V to `caches`."""
+
+    def full(matrix: Tensor, scale: Tensor | None) -> Tensor:
+        return dequantize(matrix, scale, weights.dtype)
+
     hidden = project_taps(
-        taps, inputs.source_row, weights.fc, weights.input_norm, weights.fc_norms, eps
-    )
+        taps, inputs.source_row, full(weights.fc, weights.fc_scale), weights.input_norm,
+        weights.fc_norms, eps,
+    )  # fmt: skip
     first = weights.layers[0]
     assert first.hidden_norm is not None, "layer 0 of a drafter norms the hidden state"
     x, residual = embed_norm_concat(
@@ -418,9 +423,9 @@ def draft(
     D = weights.rope.shape[1]
     for i, (layer, cache) in enumerate(zip(weights.layers, caches, strict=True)):
         q, k, v = qkv_rope(
-            x if i == 0 else residual, None if i == 0 else layer.input_norm, layer.qkv,
-            layer.qkv_bias, layer.q_norm, layer.k_norm, weights.rope, inputs.positions,
-            cache.k.shape[1], eps,
+            x if i == 0 else residual, None if i == 0 else layer.input_norm,
+            full(layer.qkv, layer.qkv_scale), layer.qkv_bias, layer.q_norm, layer.k_norm,
+            weights.rope, inputs.positions, cache.k.shape[1], eps,
         )  # fmt: skip
         write_cache(k, inputs.slots, cache.k, cache.k_scale)
         write_cache(v, inputs.slots, cache.v, cache.v_scale)
@@ -428,12 +433,13 @@ def draft(
             q, cache.k, cache.v, cache.k_scale, cache.v_scale, block_table, inputs.row_start,
             inputs.seq_lens, inputs.positions, D**-0.5,
         )  # fmt: skip
-        residual = linear_residual(attended, layer.o, layer.o_bias, residual)
-        activated = norm_swiglu(residual, layer.post_norm, layer.gate_up, eps)
-        residual = linear_residual(activated, layer.down, None, residual)
+        residual = linear_residual(attended, full(layer.o, layer.o_scale), layer.o_bias, residual)
+        gate_up = full(layer.gate_up, layer.gate_up_scale)
+        activated = norm_swiglu(residual, layer.post_norm, gate_up, eps)
+        residual = linear_residual(activated, full(layer.down, layer.down_scale), None, residual)
     return lm_head_topk(
-        residual, inputs.sample_rows, weights.norm, weights.lm_head, weights.draft_to_target,
-        top_k, eps,
+        residual, inputs.sample_rows, weights.norm, full(weights.lm_head, weights.lm_head_scale),
+        weights.draft_to_target, top_k, eps,
     )  # fmt: skip
 
 

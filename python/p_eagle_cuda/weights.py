@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -14,6 +14,8 @@ from torch import Tensor
 from p_eagle_cuda.checkpoint import Checkpoint
 from p_eagle_cuda.config import DrafterConfig
 from p_eagle_cuda.errors import CheckpointError
+from p_eagle_cuda.precision import QUANTIZED, check_weight_precision, quantize_rows
+from p_eagle_cuda.quantized_cache import QuantizedCache
 from p_eagle_cuda.rope import rope_table
 
 # Tensors that some trainers save and no drafter needs: rotary tables, copies of the target's last
@@ -27,10 +29,10 @@ _NOT_NEEDED = re.compile(
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """One decoder layer; all tensors of one dtype on one device.
+    """One decoder layer; all tensors of one dtype on one device, but for quantised matrices.
 
     Hin is 2H in the first layer of a drafter, where embedding and hidden state are joined, and H
-    everywhere else.
+    everywhere else. A matrix may be float8_e4m3fn, with a float32 scale for each of its rows.
     """
 
     input_norm: Tensor  # [H]
@@ -44,11 +46,18 @@ class LayerWeights:
     post_norm: Tensor  # [H]
     gate_up: Tensor  # [2I, H], gate rows, then up rows
     down: Tensor  # [H, I]
+    qkv_scale: Tensor | None = None  # [(Nq + 2 Nkv) D]
+    o_scale: Tensor | None = None  # [H]
+    gate_up_scale: Tensor | None = None  # [2I]
+    down_scale: Tensor | None = None  # [H]
 
 
 @dataclass(frozen=True)
 class DrafterWeights:
-    """A drafter; all float tensors but `rope` of one dtype, everything on one device."""
+    """A drafter; all float tensors of one dtype, everything on one device.
+
+    Exceptions are `rope`, `mask_heads`, and quantised matrices, as in `LayerWeights`.
+    """
 
     embedding: Tensor  # [V, H]
     fc: Tensor  # [H, n Ht], n taps
@@ -62,6 +71,13 @@ class DrafterWeights:
     lm_head: Tensor  # [Vd, H]
     draft_to_target: Tensor | None  # [Vd] int64 target token ids; None when they are the same
     rope: Tensor  # [max_position, D] float32, cosines, then sines
+    fc_scale: Tensor | None = None  # [H]
+    lm_head_scale: Tensor | None = None  # [Vd]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The working dtype."""
+        return self.norm.dtype
 
 
 class LayerShape(Protocol):
@@ -104,6 +120,7 @@ def load_layer(
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
     joins_embedding: bool = False,
+    quantized: dict[str, Tensor] | None = None,
 ) -> LayerWeights:
     """Read one Llama-type layer and pack it.
 
@@ -117,6 +134,8 @@ def load_layer(
         device: of all tensors returned.
         joins_embedding: whether this is a drafter's first layer, which takes embedding and hidden
             state side by side and has a `hidden_norm` for the latter.
+        quantized: if given, matrices are quantised: those that are here already are taken, by a
+            name such as `model.layers.0.qkv`, and the others are added.
 
     Raises:
         CheckpointError: a tensor is missing or is not what it should be.
@@ -127,35 +146,41 @@ def load_layer(
     def read(name: str, *size: int) -> Tensor:
         return checkpoint.read(f"{prefix}.{name}", size, dtype=dtype, device=device)
 
-    def pack(names: Sequence[str], rows: Sequence[int], *columns: int) -> Tensor:
-        packed = torch.empty(sum(rows), *columns, dtype=dtype, device=device)
-        for name, part in zip(names, packed.split_with_sizes(rows), strict=True):
-            checkpoint.read_into(f"{prefix}.{name}", part)
-        return packed
+    def matrix(name: str, parts: Sequence[str], rows: Sequence[int], columns: int) -> _Matrix:
+        tensors = {f"{prefix}.{p}.weight": n for p, n in zip(parts, rows, strict=True)}
+        return _read_matrix(
+            checkpoint, f"{prefix}.{name}", tensors, columns, dtype, device, quantized
+        )
 
     projections = [f"self_attn.{name}_proj" for name in "qkv"]
     qkv_rows = (q_rows, kv_rows, kv_rows)
+    qkv_bias = None
+    if shape.attention_bias:
+        parts = zip(projections, qkv_rows, strict=True)
+        qkv_bias = torch.cat([read(f"{name}.bias", rows) for name, rows in parts])
     has_o_bias = shape.attention_bias and f"{prefix}.self_attn.o_proj.bias" in checkpoint
+    qkv, qkv_scale = matrix("qkv", projections, qkv_rows, 2 * H if joins_embedding else H)
+    o, o_scale = matrix("o", ["self_attn.o_proj"], [H], q_rows)
+    gate_up, gate_up_scale = matrix(
+        "gate_up", ["mlp.gate_proj", "mlp.up_proj"], [shape.intermediate_size] * 2, H
+    )
+    down, down_scale = matrix("down", ["mlp.down_proj"], [H], shape.intermediate_size)
     return LayerWeights(
         input_norm=read("input_layernorm.weight", H),
         hidden_norm=read("hidden_norm.weight", H) if joins_embedding else None,
-        qkv=pack(
-            [f"{name}.weight" for name in projections], qkv_rows, 2 * H if joins_embedding else H
-        ),
-        qkv_bias=(
-            pack([f"{name}.bias" for name in projections], qkv_rows)
-            if shape.attention_bias
-            else None
-        ),
+        qkv=qkv,
+        qkv_bias=qkv_bias,
         q_norm=read("self_attn.q_norm.weight", D) if shape.qk_norm else None,
         k_norm=read("self_attn.k_norm.weight", D) if shape.qk_norm else None,
-        o=read("self_attn.o_proj.weight", H, q_rows),
+        o=o,
         o_bias=read("self_attn.o_proj.bias", H) if has_o_bias else None,
         post_norm=read("post_attention_layernorm.weight", H),
-        gate_up=pack(
-            ["mlp.gate_proj.weight", "mlp.up_proj.weight"], [shape.intermediate_size] * 2, H
-        ),
-        down=read("mlp.down_proj.weight", H, shape.intermediate_size),
+        gate_up=gate_up,
+        down=down,
+        qkv_scale=qkv_scale,
+        o_scale=o_scale,
+        gate_up_scale=gate_up_scale,
+        down_scale=down_scale,
     )
 
 
@@ -168,6 +193,8 @@ def load_drafter_weights(
     target_embedding: Tensor | None = None,
     target_lm_head: Tensor | None = None,
     max_position: int | None = None,
+    precision: str = "auto",
+    quantized_cache: bool | str | Path = False,
     progress: bool = True,
 ) -> DrafterWeights:
     """Read a drafter checkpoint of any known format.
@@ -183,6 +210,10 @@ def load_drafter_weights(
     v1/spec_decode/llm_base_proposer.py) and the speculators trainer do. It is projected once, here,
     in float32 (float64 for a float64 drafter), and rounded once.
 
+    Quantised matrices are float8_e4m3fn with the scales of `precision.quantize_rows`, made of what
+    the checkpoint stores, whatever the working dtype. What is computed from them here is computed
+    as in a pass: a quantised drafter is the drafter whose checkpoint has the rounded matrices.
+
     Args:
         path: checkpoint folder, or one `.safetensors` file.
         config: its configuration.
@@ -192,10 +223,18 @@ def load_drafter_weights(
             has the right dtype and device already.
         target_lm_head: `[Vd, H]`, for a checkpoint without `lm_head`; likewise.
         max_position: rows of the rope table, by default `config.max_position_embeddings`.
+        precision: of the matrices: "auto" for the working dtype; "bf16" for the same, if that is
+            bfloat16; "fp8_head" to quantise the output head; "fp8" to quantise all, that is, fc,
+            the projections of every layer and the head, but no embedding.
+        quantized_cache: a folder, or True for the checkpoint's own, where quantised matrices are
+            kept in a file and taken from it next time, once its checksum and that of the
+            checkpoint were verified. One that does not fit or is damaged is made again, with a
+            warning; so is a file that cannot be written. A head of the target's is not kept.
         progress: whether to show a progress bar for a large checkpoint.
 
     Raises:
         CheckpointError: the checkpoint is damaged or does not fit `config`.
+        ConfigError: there is no such precision for the working dtype.
     """
     H, taps_width = config.hidden_size, config.num_taps * config.target_hidden_size
     if max_position is None:
@@ -203,12 +242,20 @@ def load_drafter_weights(
     with Checkpoint.open(path, rename=_canonical_name, progress=progress) as checkpoint:
         if dtype is None:
             dtype = checkpoint.dtype("fc.weight")
+        check_weight_precision(precision, dtype)
+        cache = _open_cache(checkpoint, precision, quantized_cache)
+        cached = {} if cache is None else cache.read(device)
+        quantized = dict(cached)
+        for_layers = quantized if precision == "fp8" else None
+        for_head = quantized if precision in QUANTIZED else None
 
         def read(name: str, *size: int, meaning: str = "") -> Tensor:
             return checkpoint.read(name, size, dtype=dtype, device=device, meaning=meaning)
 
         taps = f"{config.num_taps} taps of width {config.target_hidden_size}"
-        fc = read("fc.weight", H, taps_width, meaning=taps)
+        fc, fc_scale = _read_matrix(
+            checkpoint, "fc", {"fc.weight": H}, taps_width, dtype, device, for_layers, taps
+        )
         input_norm = read("input_norm.weight", taps_width) if config.norm_before_fc else None
         fc_norms = None
         if config.fc_norm:
@@ -218,7 +265,7 @@ def load_drafter_weights(
             for tap, norm in enumerate(fc_norms):
                 checkpoint.read_into(f"fc_norm.{tap}.weight", norm)
         mask_taps = _read_mask_taps(checkpoint, taps_width, dtype, device)
-        mask_hidden = _project(mask_taps, fc, input_norm, fc_norms, config.rms_norm_eps)
+        mask_hidden = _project(mask_taps, fc, fc_scale, input_norm, fc_norms, config.rms_norm_eps)
 
         layers = tuple(
             load_layer(
@@ -228,6 +275,7 @@ def load_drafter_weights(
                 dtype=dtype,
                 device=device,
                 joins_embedding=layer == 0,
+                quantized=for_layers,
             )
             for layer in range(config.num_layers)
         )
@@ -241,23 +289,33 @@ def load_drafter_weights(
                 checkpoint, "embed_tokens.weight", target_embedding, (config.vocab_size, H)
             ).to(device=device, dtype=dtype)
         )
-        head_shape = (config.draft_vocab_size, H)
-        if "lm_head.weight" in checkpoint:
-            lm_head = read("lm_head.weight", *head_shape)
-        elif config.tie_word_embeddings and has_embedding:
-            lm_head = embedding
-            if embedding.shape != head_shape:
+        Vd = config.draft_vocab_size
+        head = "lm_head.weight"
+        if head not in checkpoint and config.tie_word_embeddings and has_embedding:
+            head = "embed_tokens.weight"
+            if Vd != config.vocab_size:
                 raise CheckpointError(
                     f"{checkpoint.path}: tensor `lm_head.weight` is missing, expected one with "
-                    f"shape {list(head_shape)}, because the embedding has {config.vocab_size} rows"
+                    f"shape {[Vd, H]}, because the embedding has {config.vocab_size} rows"
                 )
+        if head == "embed_tokens.weight" and for_head is None:
+            lm_head, lm_head_scale = embedding, None
+        elif head in checkpoint:
+            lm_head, lm_head_scale = _read_matrix(
+                checkpoint, "lm_head", {head: Vd}, H, dtype, device, for_head
+            )
         else:
-            lm_head = _of_target(checkpoint, "lm_head.weight", target_lm_head, head_shape).to(
-                device=device, dtype=dtype
+            lm_head = _of_target(checkpoint, head, target_lm_head, (Vd, H))
+            lm_head, lm_head_scale = (
+                (lm_head.to(device=device, dtype=dtype), None)
+                if for_head is None
+                else quantize_rows(lm_head.to(device))
             )
         draft_to_target = _read_vocabulary_map(checkpoint, config)
         checkpoint.check_all_read(lambda name: _NOT_NEEDED.fullmatch(name) is not None)
 
+    if cache is not None and quantized.keys() != cached.keys():
+        cache.write(quantized)
     if draft_to_target is not None:
         draft_to_target = draft_to_target.to(device)
     return DrafterWeights(
@@ -274,12 +332,64 @@ def load_drafter_weights(
         lm_head=lm_head,
         draft_to_target=draft_to_target,
         rope=rope_table(config.rope, config.head_dim, max_position).to(device),
+        fc_scale=fc_scale,
+        lm_head_scale=lm_head_scale,
     )
 
 
 def _canonical_name(stored_name: str) -> str:
     name = stored_name.removeprefix("model.")
     return f"layers.0.{name.removeprefix('midlayer.')}" if name.startswith("midlayer.") else name
+
+
+_Matrix = tuple[Tensor, Tensor | None]  # values, and the scales of its rows if they are e4m3
+
+
+def _read_matrix(
+    checkpoint: Checkpoint,
+    name: str,
+    tensors: Mapping[str, int],
+    columns: int,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    quantized: dict[str, Tensor] | None,
+    meaning: str = "",
+) -> _Matrix:
+    """Tensors, given with their rows, one below the other.
+
+    In `dtype`, or with `quantized` as the e4m3 matrix `name` that is there or is then added.
+    """
+    shapes = {tensor: (rows, columns) for tensor, rows in tensors.items()}
+    if quantized is None:
+        matrix = torch.empty(sum(tensors.values()), columns, dtype=dtype, device=device)
+        parts = matrix.split_with_sizes(list(tensors.values()))
+        for tensor, part in zip(tensors, parts, strict=True):
+            checkpoint.read_into(tensor, part, meaning=meaning)
+        return matrix, None
+    if name in quantized:
+        for tensor, shape in shapes.items():
+            checkpoint.skip(tensor, shape, meaning=meaning)
+    else:
+        values, scales = zip(*(
+            quantize_rows(
+                checkpoint.read(
+                    tensor, shape, dtype=checkpoint.dtype(tensor), device=device, meaning=meaning
+                )
+            )
+            for tensor, shape in shapes.items()
+        ), strict=True)  # fmt: skip
+        quantized[name], quantized[f"{name}_scale"] = torch.cat(values), torch.cat(scales)
+    return quantized[name], quantized[f"{name}_scale"]
+
+
+def _open_cache(
+    checkpoint: Checkpoint, precision: str, where: bool | str | Path
+) -> QuantizedCache | None:
+    if where is False or precision not in QUANTIZED:
+        return None
+    folder = checkpoint.path if where is True else Path(where)
+    folder = folder.parent if folder.is_file() else folder
+    return QuantizedCache(folder, precision, checkpoint.sha256())
 
 
 def _read_mask_taps(
@@ -295,10 +405,15 @@ def _read_mask_taps(
 
 
 def _project(
-    taps: Tensor, fc: Tensor, input_norm: Tensor | None, fc_norms: Tensor | None, eps: float
+    taps: Tensor,
+    fc: Tensor,
+    fc_scale: Tensor | None,
+    input_norm: Tensor | None,
+    fc_norms: Tensor | None,
+    eps: float,
 ) -> Tensor:
     """The norms that there are, then fc, of one row of joined taps `[n Ht]`."""
-    dtype = torch.promote_types(fc.dtype, torch.float32)
+    dtype = torch.promote_types(taps.dtype, torch.float32)
     x = taps.to(dtype)
     if input_norm is not None:
         x = x * (x.square().mean() + eps).rsqrt() * input_norm.to(dtype)
@@ -306,7 +421,7 @@ def _project(
         chunks = x.view_as(fc_norms)
         scale = (chunks.square().mean(dim=1, keepdim=True) + eps).rsqrt()
         x = (chunks * scale * fc_norms.to(dtype)).flatten()
-    return (fc.to(dtype) @ x).to(fc.dtype)
+    return _product(fc, fc_scale, x).to(taps.dtype)
 
 
 def _mask_heads(
@@ -321,8 +436,14 @@ def _mask_heads(
 
     assert first.hidden_norm is not None, "the first layer of a drafter norms the hidden state"
     x = torch.cat([norm(mask_embedding, first.input_norm), norm(mask_hidden, first.hidden_norm)])
-    heads = first.qkv.to(wide) @ x
+    heads = _product(first.qkv, first.qkv_scale, x)
     return heads if first.qkv_bias is None else heads + first.qkv_bias.to(wide)
+
+
+def _product(matrix: Tensor, scale: Tensor | None, x: Tensor) -> Tensor:
+    """Of a matrix and a vector, whose dtype it is computed in; scaled after the sum, as in ops."""
+    product = matrix.to(x.dtype) @ x
+    return product if scale is None else product * scale.to(x.dtype)
 
 
 def _of_target(

@@ -33,14 +33,21 @@ def give_pass(session: Session, step: Any) -> None:
 
 
 def assert_right(
-    path: Path, steps: list[Any], drafts: Any, max_position: int | None = None
+    path: Path,
+    steps: list[Any],
+    drafts: Any,
+    max_position: int | None = None,
+    weights: str = "auto",
+    cache_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """The last pass is as accurate as the reference in the working dtype.
 
     Returns which drafts there are: ``[B, K]`` bool.
     """
-    _, logits, lse = reference_pass(path, steps, torch.float64, torch.float64, max_position)
-    _, unfused, unfused_lse = reference_pass(path, steps, BF16, BF16, max_position)
+    (_, logits, lse), (_, unfused, unfused_lse) = (
+        reference_pass(path, steps, dtype, cache_dtype or dtype, max_position, weights)
+        for dtype in (torch.float64, BF16)
+    )
     there = lse > -torch.inf
     got = drafts.top_logits.flatten(0, 1), drafts.lse.flatten()
     assert_as_accurate_as_torch("logits", got[0][there], logits[there], unfused[there])
@@ -80,6 +87,22 @@ def test_every_kind_of_checkpoint(
             drafts = propose(drafter, step)
             session.check()
         assert_right(tmp_path, steps, drafts)
+
+
+@pytest.mark.parametrize("weights", ["fp8_head", "fp8"])
+def test_fp8_weights_and_cache(
+    weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two layers: the first, which has the heads of mask rows, and one like the others."""
+    write_drafter(tmp_path, num_hidden_layers=2, attention_bias=True, **EVEN_SIZES)
+    options = {"path": tmp_path, "dtype": BF16, "weights": weights, "kv_dtype": "fp8", **SIZES}
+    with emulated(monkeypatch, FOUR["random"], **options) as (drafter, session):
+        steps = passes(drafter.config, BF16, num_steps=1)
+        for step in steps:
+            give_pass(session, step)
+            drafts = propose(drafter, step)
+            session.check()
+        assert_right(tmp_path, steps, drafts, None, weights, torch.float8_e4m3fn)
 
 
 def test_launches_of_a_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

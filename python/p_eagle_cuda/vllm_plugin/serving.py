@@ -71,7 +71,7 @@ class ServedDrafter:
         """What runs, in a line."""
         weights = sum(x.numel() * x.element_size() for x in _shared_tensors(self._weights))
         return (
-            f"K = {self._sizes['num_speculative_tokens']}, {self._weights.fc.dtype} weights of "
+            f"K = {self._sizes['num_speculative_tokens']}, {self._weights.dtype} weights of "
             f"{weights / 2**20:.1f} MiB shared with vLLM, buffers of "
             f"{self._plan_bytes() / 2**20:.1f} MiB, "
             f"{'kernel by kernel' if self._is_eager else 'CUDA graphs'}"
@@ -88,7 +88,7 @@ class ServedDrafter:
         self._held = None
         from vllm.platforms import current_platform
 
-        caches = adopt_caches(module, self._config, self._weights.fc.dtype)
+        caches = adopt_caches(module, self._config, self._weights.dtype)
         is_cuda = self._device.type == "cuda"
         self._drafter = Drafter(
             self._config, self._weights, caches, **self._sizes, joined_taps=self._joins_taps,
@@ -167,7 +167,7 @@ class ServedDrafter:
             has_joined_taps=self._joins_taps,
         )  # fmt: skip
         size = DeviceSize.of(self._device, self._config.head_dim)
-        plan = plan_buffers(self._config, limits, self._weights.fc.dtype, size)
+        plan = plan_buffers(self._config, limits, self._weights.dtype, size)
         return sum(spec.num_bytes for spec in plan.values())
 
 

@@ -92,7 +92,7 @@ def adopt_weights(
             ]
         )
     mask_taps = module.mask_hidden.detach().flatten().to(device=fc.device, dtype=fc.dtype)
-    mask_hidden = _project(mask_taps, fc, input_norm, fc_norms, config.rms_norm_eps)
+    mask_hidden = _project(mask_taps, fc, None, input_norm, fc_norms, config.rms_norm_eps)
     embedding = weight("embed_tokens", core.embed_tokens, V, H)
     layers = tuple(layer(i) for i in range(config.num_layers))
     offsets = module.draft_id_to_target_id
