@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -16,13 +15,18 @@ from p_eagle_cuda import ops
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-@pytest.fixture(scope="module")
-def bench_linear() -> ModuleType:
+def load(name: str) -> ModuleType:
+    """A module of the benchmarks, which import each other by their bare names."""
     sys.path.insert(0, str(BENCHMARKS))
     try:
-        return importlib.import_module("bench_linear")
+        return importlib.import_module(name)
     finally:
         sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.fixture(scope="module")
+def bench_linear() -> ModuleType:
+    return load("bench_linear")
 
 
 @pytest.mark.parametrize("is_e4m3", [False, True], ids=["bf16", "e4m3"])
@@ -81,15 +85,15 @@ def test_summary_of_samples(bench_linear: ModuleType) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure")
-def test_without_a_gpu_nothing_is_claimed() -> None:
-    done = subprocess.run(
-        [sys.executable, "bench_linear.py"], cwd=BENCHMARKS, capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr == (
-        "bench_linear: error: needs a CUDA device; there is none, so nothing is measured\n"
-    )
+@pytest.mark.parametrize("name", ["bench_linear", "bench_kernel", "bench_pass"])
+def test_without_a_gpu_nothing_is_claimed(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [name])
+    assert load(name).main() == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == f"{name}: error: needs a CUDA device; there is none, so nothing is measured\n"
 
 
 @pytest.mark.gpu
