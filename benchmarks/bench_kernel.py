@@ -203,18 +203,25 @@ KERNELS: dict[str, Callable[[Setting], Kernel]] = {
 }
 
 
-def measure(options: Namespace, device: torch.device, bandwidth: float) -> Iterator[dict[str, Any]]:
-    """A row for each kernel and batch."""
+def measure(
+    options: Namespace, device: torch.device, bandwidth: float, errors: list[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """A row for each kernel and batch; what went wrong goes to `errors`."""
     for name in options.kernel:
         for batch in options.batch:
             case = Case(batch, options.k, options.context)
             for kv in options.kv if name == "attention" else options.kv[:1]:
                 setting = Setting(DRAFTERS[options.drafter], case, kv, device)
-                kernel = KERNELS[name](setting)
-                timings = time_candidates(kernel.candidates, min_seconds=0.05)
+                what = {"kernel": name, **asdict(case), "kv": kv}
+                try:
+                    kernel = KERNELS[name](setting)
+                    timings = time_candidates(kernel.candidates, min_seconds=0.05)
+                except (PEagleError, RuntimeError) as error:  # the others may go well
+                    errors.append({**what, "error": str(error).splitlines()[0]})
+                    continue
                 rate = kernel.bytes / (timings["ours"].median_us * 1e-6)
                 yield {
-                    "kernel": name, **asdict(case), "kv": kv, "bytes": kernel.bytes,
+                    **what, "bytes": kernel.bytes,
                     "gb_per_s": round(rate / 1e9, 1), "share_of_copy": round(rate / bandwidth, 3),
                     **{candidate: timing.as_json() for candidate, timing in timings.items()},
                 }  # fmt: skip
@@ -246,16 +253,19 @@ def main() -> int:
         bandwidth = copy_bandwidth(device, **({"megabytes": 1} if options.dry_run else {}))
         report: dict[str, Any] = {
             **environment(), "drafter": options.drafter,
-            "copy_gb_per_s": round(bandwidth / 1e9, 1), "results": [],
+            "copy_gb_per_s": round(bandwidth / 1e9, 1), "results": [], "errors": [],
         }  # fmt: skip
-        for row in tqdm(measure(options, device, bandwidth), unit="case"):
+        for row in tqdm(measure(options, device, bandwidth, report["errors"]), unit="case"):
             report["results"].append(row)
             write_json(options.json, report)
+        write_json(options.json, report)
         print(table(report))
     except (PEagleError, OSError) as error:
         print(f"bench_kernel: error: {error}", file=sys.stderr)
         return 2
-    return 0
+    for failed in report["errors"]:
+        print(f"bench_kernel: error: {failed}", file=sys.stderr)
+    return 1 if report["errors"] else 0
 
 
 def _parser() -> OneLineParser:

@@ -182,14 +182,21 @@ def measure(
     }
     report: dict[str, Any] = {
         **environment(), "copy_gb_per_s": round(bandwidth / 1e9, 1),
-        "drafters": {name: asdict(DRAFTERS[name]) for name in drafters}, "results": [],
+        "drafters": {name: asdict(DRAFTERS[name]) for name in drafters},
+        "results": [], "errors": [],
     }  # fmt: skip
     for ((N, K), fmt, R), (drafter, name) in tqdm(cases.items(), unit="case"):
         shape, is_e4m3 = DRAFTERS[drafter], fmt == "e4m3"
         copies = num_copies(N * K * (1 if is_e4m3 else 2), device)
-        layer = Layer(name, shape, R, is_e4m3, device, copies)
-        layer.check()
-        timings = time_candidates({"fused": layer.fused(), "cublas": layer.cublas()})
+        try:
+            layer = Layer(name, shape, R, is_e4m3, device, copies)
+            layer.check()
+            timings = time_candidates({"fused": layer.fused(), "cublas": layer.cublas()})
+        except (PEagleError, RuntimeError) as error:  # of this case: the others may go well
+            what = {"drafter": drafter, "layer": name, "weight": fmt, "rows": R}
+            report["errors"].append({**what, "error": str(error).splitlines()[0]})
+            write_json(json, report)
+            continue
         fused_us, cublas_us = timings["fused"].median_us, timings["cublas"].median_us
         gigabytes = layer.weight_bytes / (fused_us * 1e-6)
         report["results"].append({
@@ -231,7 +238,9 @@ def main() -> int:
     except (PEagleError, OSError) as error:
         print(f"bench_linear: error: {error}", file=sys.stderr)
         return 2
-    return 0
+    for failed in report["errors"]:
+        print(f"bench_linear: error: {failed}", file=sys.stderr)
+    return 1 if report["errors"] else 0
 
 
 def _parser() -> OneLineParser:

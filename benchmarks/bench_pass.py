@@ -78,7 +78,9 @@ def main() -> int:
     except (PEagleError, OSError) as error:
         print(f"bench_pass: error: {error}", file=sys.stderr)
         return 2
-    return 0
+    for failed in report["errors"]:
+        print(f"bench_pass: error: {failed}", file=sys.stderr)
+    return 1 if report["errors"] else 0
 
 
 def start_report(drafter: str, device: torch.device) -> dict[str, Any]:
@@ -92,7 +94,8 @@ def start_report(drafter: str, device: torch.device) -> dict[str, Any]:
         "copy_gb_per_s": significant(copy_bandwidth(device, **sizes) / 1e9),
         "product_tflop_per_s": significant(product_rate(device, 64 if is_dry else 8192) / 1e12),
         "results": [],
-        "left_out": [],
+        "left_out": [],  # cases that do not fit
+        "errors": [],  # cases that went wrong
     }
 
 
@@ -112,6 +115,8 @@ def measure(
     config = config_of(shape, -(-longest // BLOCK_SIZE) * BLOCK_SIZE)
     weights = WEIGHT_FORMATS[options.weights](random_weights(config, device))
     for kv in options.kv:
+        gc.collect()
+        torch.cuda.empty_cache()
         fitting = [case for case in every if _fits(shape, case, kv, device)]
         report["left_out"] += [
             {**asdict(case), "kv": kv, "reason": "the cache does not fit the memory"}
@@ -124,13 +129,15 @@ def measure(
         caches = random_caches(config, blocks, KV_DTYPES[kv], device)
         rates = report["copy_gb_per_s"] * 1e9, report["product_tflop_per_s"] * 1e12
         for case in fitting:
+            what = {**asdict(case), "kv": kv, "weights": options.weights}
             found = phases(shape, case, kv_bytes=KV_DTYPES[kv].itemsize)
             floor = floor_us(found, *rates)
-            yield {
-                **asdict(case), "kv": kv, "weights": options.weights,
-                "bytes": total_bytes(found), "floor_us": round(floor, 2),
-                **time_case(config, weights, caches, case, options.rounds, floor),
-            }  # fmt: skip
+            try:
+                timed = time_case(config, weights, caches, case, options.rounds, floor)
+            except (PEagleError, RuntimeError) as error:  # of this case: the others may go well
+                report["errors"].append({**what, "error": str(error).splitlines()[0]})
+                continue
+            yield {**what, "bytes": total_bytes(found), "floor_us": round(floor, 2), **timed}
         del caches
 
 

@@ -185,3 +185,23 @@ def test_cases_that_do_not_fit_are_named(
     assert [(x["batch"], x["reason"]) for x in report["left_out"]] == [
         (2, "the cache does not fit the memory")
     ]
+
+
+def test_a_case_that_goes_wrong_ends_no_other(
+    bench_pass: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def time_case(config: Any, weights: Any, caches: Any, case: Any, *_: Any) -> dict[str, Any]:
+        if case.batch == 1:
+            raise RuntimeError("CUDA error: out of luck\nmore")
+        return {"passes": {x: {"median_us": 1.0} for x in ("auto", "torch", "vllm_replay")},
+                "over_floor": 1.0, "vllm_replay_over_auto": 1.0}  # fmt: skip
+
+    monkeypatch.setattr(bench_pass, "time_case", time_case)
+    arguments = "--dry-run --drafter bundled --batch 1 2 --k 2 --context 20 --accepted 0 --kv bf16"
+    monkeypatch.setattr(sys, "argv", ["bench_pass", *arguments.split()])
+    assert bench_pass.main() == 1
+    out, err = capsys.readouterr()
+    assert "| 2 | 2 | 20 | 0 | bf16 " in out
+    (told,) = [line for line in err.splitlines() if line.startswith("bench_pass: error: ")]
+    assert "'batch': 1" in told
+    assert "'error': 'CUDA error: out of luck'" in told
