@@ -10,6 +10,24 @@ namespace p_eagle {
 
 enum class DType : int { kBFloat16, kHalf };
 
+// The work map of a pass's attention. B: requests, R: rows in the buffers.
+struct PlanAttentionParams {
+  int32_t const* row_start = nullptr;  // [B + 1]
+  int32_t const* seq_lens = nullptr;   // [B]
+  int64_t const* positions = nullptr;  // [R]
+  int32_t* work = nullptr;             // as AttentionWorkLayout says
+  int num_rows = 0;                    // R
+  int num_requests = 0;                // B
+  int group = 0;                       // query heads per KV head
+  int num_kv_heads = 0;
+  int max_keys = 0;    // of a request
+  int window = 0;      // 0: none
+  int num_blocks = 0;  // of the attention
+  bool is_tree = false;
+};
+
+cudaError_t launch_plan_attention(PlanAttentionParams const& params, cudaStream_t stream);
+
 // The rows of a drafter pass. T: target rows, B: requests, K: drafted tokens, R = T + B * (K - 1):
 // rows in the buffers. How many of them exist, and what they are, depends on what the inputs hold.
 struct PrepareInputsParams {
@@ -30,10 +48,11 @@ struct PrepareInputsParams {
   int64_t block_size = 0;
   int64_t max_position = 0;
   int64_t max_blocks = 0;
-  int num_target_rows = 0;         // T
-  int num_requests = 0;            // B
-  int num_speculative_tokens = 0;  // K
-  int max_rows = 0;                // R
+  int num_target_rows = 0;          // T
+  int num_requests = 0;             // B
+  int num_speculative_tokens = 0;   // K
+  int max_rows = 0;                 // R
+  PlanAttentionParams attention{};  // of these rows; work is null: not wanted
 };
 
 cudaError_t launch_prepare_inputs(PrepareInputsParams const& params, cudaStream_t stream);
@@ -191,24 +210,6 @@ struct LmHeadTopkParams {
 cudaError_t launch_lm_head_topk(LmHeadTopkParams const& params, DType dtype, cudaStream_t stream);
 
 // ---- Attention ----------------------------------------------------------------------------------
-
-// The work map of a pass's attention. B: requests, R: rows in the buffers.
-struct PlanAttentionParams {
-  int32_t const* row_start = nullptr;  // [B + 1]
-  int32_t const* seq_lens = nullptr;   // [B]
-  int64_t const* positions = nullptr;  // [R]
-  int32_t* work = nullptr;             // as AttentionWorkLayout says
-  int num_rows = 0;                    // R
-  int num_requests = 0;                // B
-  int num_heads = 0;
-  int num_kv_heads = 0;
-  int max_keys = 0;    // of a request
-  int window = 0;      // 0: none
-  int num_blocks = 0;  // of the attention
-  bool is_tree = false;
-};
-
-cudaError_t launch_plan_attention(PlanAttentionParams const& params, cudaStream_t stream);
 
 // Attention over a paged cache. D: head size; strides of the caches are in elements.
 struct PagedAttentionParams {

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from p_eagle_cuda import Drafter, reference
 from p_eagle_cuda.config import DrafterConfig
@@ -35,6 +37,36 @@ def passes(config: DrafterConfig, dtype: torch.dtype, num_steps: int = 2) -> lis
     return list(steps)
 
 
+def padded(step: Pass, num_requests: int, num_rows: int, absent: Sequence[int] = ()) -> Pass:
+    """The step in a bucket for so many requests and target rows, without the requests `absent`.
+
+    These and the bucket's further requests have no rows; they and rows of nobody hold garbage.
+    """
+    lengths = step.query_start.diff()
+    is_present = torch.ones(len(lengths), dtype=torch.bool)
+    is_present[list(absent)] = False
+    is_kept = is_present.repeat_interleave(lengths)
+
+    def fill(x: Tensor, size: int, garbage: float) -> Tensor:
+        return torch.cat([x, x.new_full((size - len(x), *x.shape[1:]), garbage)])
+
+    def per_request(x: Tensor, garbage: float) -> Tensor:
+        x = x.clone()
+        x[~is_present] = garbage
+        return fill(x, num_requests, garbage)
+
+    starts = torch.cat([torch.zeros(1, dtype=torch.int64), (lengths * is_present).cumsum(0)])
+    return Pass(
+        target_tokens=fill(step.target_tokens[is_kept], num_rows, -(2**40)),
+        target_positions=fill(step.target_positions[is_kept], num_rows, -(2**40)),
+        taps=[fill(tap[is_kept], num_rows, torch.nan) for tap in step.taps],
+        query_start=fill(starts.int(), num_requests + 1, int(starts[-1])),
+        num_rejected=per_request(step.num_rejected, 3),
+        next_tokens=per_request(step.next_tokens, 2**40),
+        block_table=per_request(step.block_table, 2**31 - 1),
+    )
+
+
 def propose(drafter: Drafter, step: Pass) -> Any:
     return drafter.propose(
         step.target_tokens, step.target_positions, step.taps, step.query_start, step.num_rejected,
@@ -42,11 +74,27 @@ def propose(drafter: Drafter, step: Pass) -> Any:
     )  # fmt: skip
 
 
-def reference_pass(path: Path, steps: list[Pass], dtype: torch.dtype, cache_dtype: torch.dtype):  # noqa: ANN201
-    """Logits and ids of the last pass by `reference.draft`, with weights and taps in `dtype`."""
+def reference_pass(
+    path: Path,
+    steps: list[Pass],
+    dtype: torch.dtype,
+    cache_dtype: torch.dtype,
+    max_position: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids, logits and lse of the last pass by `reference.draft`, with weights and taps in `dtype`.
+
+    Args:
+        path: Of the drafter.
+        steps: Its passes.
+        dtype: Of the weights.
+        cache_dtype: Of the cache.
+        max_position: Rows of the rope table; the config's if None.
+    """
     config = DrafterConfig.from_pretrained(path)
     # The weights the drafter has, in a wider type: the rounding of the checkpoint is not an error.
-    working = load_drafter_weights(path, config, dtype=steps[0].taps[0].dtype)
+    working = load_drafter_weights(
+        path, config, dtype=steps[0].taps[0].dtype, max_position=max_position
+    )
     weights = _to(working, dtype)
     caches = allocate_cache(
         config.num_layers, 20, config.num_kv_heads, BLOCK_SIZE, config.head_dim, cache_dtype
@@ -55,7 +103,7 @@ def reference_pass(path: Path, steps: list[Pass], dtype: torch.dtype, cache_dtyp
         inputs = reference.prepare_inputs(
             step.target_tokens, step.target_positions, step.query_start, step.num_rejected,
             step.next_tokens, step.block_table, K, config.mask_token_id, BLOCK_SIZE,
-            config.max_position_embeddings,
+            len(weights.rope),
         )  # fmt: skip
         result = reference.draft(
             weights, caches, inputs, [t.to(dtype) for t in step.taps], step.block_table,

@@ -20,6 +20,7 @@ EMULATED_SMS = Settings().num_sms
 R, N_REAL = 9, 6  # rows a buffer has, rows that exist
 B, BLOCKS, BLOCK, NKV, NQ, D, H, HT, INTER, V = 2, 6, 16, 2, 4, 64, 128, 64, 192, 80
 WORK_BLOCKS = 5  # thread blocks that share the attention
+WORK_HEADER = 8  # elements of a map before its segments
 
 Arguments = dict[str, Any]
 
@@ -217,12 +218,14 @@ def lm_head_topk(device: str, dtype: torch.dtype) -> Arguments:
 
 
 def prepare_inputs(device: str, dtype: torch.dtype) -> Arguments:
-    """Two requests of 4 and 1 target rows, K = 3, two drafts of the first rejected."""
+    """Two requests of 4 and 1 target rows, K = 3, two drafts of the first rejected; with a map."""
 
     def output(size: int, dtype: torch.dtype) -> Tensor:
         return torch.full((size,), int(SENTINEL), device=device, dtype=dtype)
 
     rows = 5 + 2 * 2
+    work = work_map(rows, 2, NQ // NKV, device)
+    work[:WORK_HEADER] = 0  # it has the counter of arrivals
     int32 = {"device": device, "dtype": torch.int32}
     return {
         "target_tokens": torch.tensor([5, 6, 7, 8, 9], device=device),
@@ -242,6 +245,10 @@ def prepare_inputs(device: str, dtype: torch.dtype) -> Arguments:
         "row_start": output(3, torch.int32),
         "seq_lens": output(2, torch.int32),
         "sample_rows": output(6, torch.int32),
+        "work": work,
+        "num_heads": NQ,
+        "num_kv_heads": NKV,
+        "window": 0,
     }
 
 
@@ -288,6 +295,7 @@ CASES: dict[str, Callable[[str, torch.dtype], Arguments]] = {
 OUTPUTS = {
     "prepare_inputs": (
         "token_ids", "positions", "slots", "source_row", "row_start", "seq_lens", "sample_rows",
+        "work",
     ),
     "project_taps": ("out",),
     "embed_norm_concat": ("out", "residual"),

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from checkpoints import write_drafter, write_target
-from drafter_passes import PROMPTS, SIZES, TOP_K, K, passes, propose, reference_pass
+from drafter_passes import PROMPTS, SIZES, TOP_K, K, padded, passes, propose, reference_pass
 from drafter_variants import VARIANTS
 from numerics import assert_as_accurate_as_torch
 from p_eagle_cuda import Drafter, ops
+from p_eagle_cuda.drafter import Drafts
 from p_eagle_cuda.errors import CheckpointError
 from p_eagle_cuda.kv_cache import allocate_cache
 from pass_cases import Pass
@@ -51,18 +52,18 @@ def test_all_layers_of_a_pass_share_a_map(tmp_path: Path, monkeypatch: pytest.Mo
         op = getattr(ops, name)
 
         def recording(*args: Any, **kwargs: Any) -> Any:
-            work = kwargs.get("work", args[-1])
+            work = kwargs["work"]
             seen.append((name, (work.data_ptr(), work.numel())))
             return op(*args, **kwargs)
 
         monkeypatch.setattr(ops, name, recording)
 
-    record("plan_attention")
+    record("prepare_inputs")
     record("paged_attention")
     for step in passes(drafter.config, drafter.weights.fc.dtype):
         seen.clear()
         propose(drafter, step)
-        assert [name for name, _ in seen] == ["plan_attention", *["paged_attention"] * num_layers]
+        assert [name for name, _ in seen] == ["prepare_inputs", *["paged_attention"] * num_layers]
         assert len({where for _, where in seen}) == 1
 
 
@@ -123,6 +124,76 @@ def test_what_was_rejected_does_not_matter(tmp_path: Path) -> None:
         results.append((drafts.token_ids.clone(), drafts.top_logits.clone()))
     assert torch.equal(results[0][0], results[1][0])
     assert torch.equal(results[0][1], results[1][1])
+
+
+BUCKET = {"max_requests": len(PROMPTS) + 2, "max_target_rows": sum(PROMPTS) + 5}
+
+
+def test_padding_drops_out_of_the_pass(tmp_path: Path) -> None:
+    """Requests and rows of a bucket that are nobody's, whatever they hold: nothing changes."""
+    write_drafter(tmp_path)
+    plain = Drafter.from_pretrained(tmp_path, dtype=torch.float64, **SIZES)
+    bucket = Drafter.from_pretrained(tmp_path, dtype=torch.float64, **(SIZES | BUCKET))
+    for cache in (*plain.caches, *bucket.caches):
+        cache.k.fill_(7.0)
+        cache.v.fill_(7.0)
+    B = len(PROMPTS)
+    for step in passes(plain.config, torch.float64):
+        expected = propose(plain, step)
+        rows = len(step.target_tokens) + 5
+        drafts = propose(bucket, padded(step, B + 2, rows))
+        assert torch.equal(drafts.top_ids[:B], expected.top_ids)
+        torch.testing.assert_close(drafts.top_logits[:B], expected.top_logits)
+        torch.testing.assert_close(drafts.lse[:B], expected.lse)
+        assert_no_drafts(drafts, slice(B, None))
+        for ours, theirs in zip(bucket.caches, plain.caches, strict=True):
+            torch.testing.assert_close(ours.k, theirs.k)
+            torch.testing.assert_close(ours.v, theirs.v)
+            assert (ours.k == 7.0).any(), "expected slots of nobody"
+
+
+@pytest.mark.parametrize("absent", range(len(PROMPTS)))
+def test_a_request_without_rows_drops_out_alone(absent: int, tmp_path: Path) -> None:
+    """It has ended, say; wherever it stands in the batch."""
+    write_drafter(tmp_path)
+    drafters = [Drafter.from_pretrained(tmp_path, dtype=torch.float64, **SIZES) for _ in range(2)]
+    prompt, step = passes(drafters[0].config, torch.float64, num_steps=1)
+    for drafter in drafters:
+        propose(drafter, prompt)
+    expected = propose(drafters[0], step)
+    drafts = propose(drafters[1], padded(step, len(PROMPTS), len(step.target_tokens), [absent]))
+    others = [b for b in range(len(PROMPTS)) if b != absent]
+    assert torch.equal(drafts.top_ids[others], expected.top_ids[others])
+    torch.testing.assert_close(drafts.top_logits[others], expected.top_logits[others])
+    assert_no_drafts(drafts, [absent])
+
+
+def test_positions_past_the_rope_table_have_no_drafts(tmp_path: Path) -> None:
+    """A request that comes there drops out, draft by draft; the batch goes on."""
+    write_drafter(tmp_path)
+    free, bounded = (
+        Drafter.from_pretrained(tmp_path, dtype=torch.float64, max_position=limit, **SIZES)
+        for limit in (None, 42)
+    )
+    missing = []
+    for step in passes(free.config, torch.float64):
+        expected, drafts = propose(free, step), propose(bounded, step)
+        assert torch.equal(drafts.top_ids[:2], expected.top_ids[:2])
+        torch.testing.assert_close(drafts.top_logits[:2], expected.top_logits[:2])
+        last_valid = step.num_valid[2] - 1
+        num_drafts = min(max(42 - last_valid, 0), K)
+        assert torch.equal(drafts.top_ids[2, :num_drafts], expected.top_ids[2, :num_drafts])
+        assert_no_drafts(drafts, (2, slice(num_drafts, None)))
+        missing.append(K - num_drafts)
+    assert missing == sorted(missing)
+    assert 0 < missing[0] < missing[-1] == K, missing
+
+
+def assert_no_drafts(drafts: Drafts, where: Any) -> None:
+    assert (drafts.token_ids[where] == -1).all()
+    assert (drafts.top_ids[where] == -1).all()
+    assert (drafts.top_logits[where] == -torch.inf).all()
+    assert (drafts.lse[where] == -torch.inf).all()
 
 
 def test_a_request_alone_or_in_a_batch(tmp_path: Path) -> None:

@@ -247,6 +247,27 @@ def test_up_to_the_last_position(folders: tuple[Path, Path], tmp_path: Path) -> 
     assert min(room) < K
 
 
+def test_a_drafter_of_a_shorter_context(target: Target, folders: tuple[Path, Path]) -> None:
+    """A request goes on past the drafter's last position, without drafts; the others with them."""
+    limit, lanes = 50, 2
+    drafter = Drafter.from_pretrained(
+        folders[1], num_speculative_tokens=K, max_requests=lanes,
+        max_target_rows=max_target_rows(lanes, K), num_blocks=num_blocks(lanes, LENGTH, K, 16),
+        max_position=limit,
+    )  # fmt: skip
+    engine = SpeculativeEngine(target, drafter, max_requests=lanes, max_length=LENGTH)
+    prompts = [PROMPTS[2], PROMPTS[0]]
+    completions = engine.generate(prompts, 30)
+    assert [c.token_ids for c in completions] == plain(target, prompts, 30)
+    for prompt, completion in zip(prompts, completions, strict=True):
+        # The last row before a draft's own stands one before the last known token.
+        last_rows = [len(prompt) + step.offset - 2 for step in completion.steps[1:]]
+        expected = [min(max(limit - last, 0), K) for last in last_rows]
+        assert [step.num_drafts for step in completion.steps[1:]] == expected
+    assert expected == [K] * len(expected), "the short request never comes there"
+    assert completions[0].steps[-1].num_drafts == 0
+
+
 def test_callbacks_give_every_token_once(target: Target, folders: tuple[Path, Path]) -> None:
     engine = SpeculativeEngine(
         target, make_drafter(folders[1], 2), max_requests=2, max_length=LENGTH

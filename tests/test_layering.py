@@ -28,6 +28,7 @@ LAYERS = [
     "buffers",
     "linear_table",
     "linear",
+    "cuda_limits",
     "tracing",
     "drafter_pass",
     "chunking",

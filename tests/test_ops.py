@@ -65,7 +65,12 @@ def run_reference(name: str, a: Arguments) -> dict[str, Tensor]:
     """The op's outputs by `reference` alone, for the rows that exist."""
     n = N_REAL
     if name == "prepare_inputs":
-        return reference.prepare_inputs(*list(a.values())[:10])._asdict()
+        outputs = reference.prepare_inputs(*list(a.values())[:10])._asdict()
+        max_keys = a["block_table"].shape[1] * a["block_size"]
+        rows = {x: outputs[x] for x in ("row_start", "seq_lens", "positions")}
+        heads = {x: a[x] for x in ("num_heads", "num_kv_heads")}
+        causal = {"max_keys": max_keys, "window": a["window"], "is_tree": False}
+        return outputs | {"work": planned(rows | heads | causal | {"work": a["work"]})}
     if name == "project_taps":
         out = reference.project_taps(
             a["taps"], a["source_row"][:n], a["weight"], a["input_norm"], a["fc_norms"], a["eps"]
@@ -216,6 +221,7 @@ def test_no_rows(name: str, device: Device) -> None:
     before = clone(arguments)
     device.call(name, arguments)
     if name == "prepare_inputs":
+        assert arguments["work"][:2].tolist() == [0, 0]
         assert arguments["row_start"].tolist() == [0, 0, 0]
         assert (arguments["slots"] == -1).all()
     elif name == "lm_head_topk":
@@ -278,13 +284,15 @@ def test_public_function_allocates_what_it_returns(name: str, device: Device) ->
     given.pop("workspace", None)
     if name == "linear_residual":
         given["residual"] = plain["residual"]
-    if name == "plan_attention":
+    if name in ("plan_attention", "prepare_inputs"):
         given["work"] = plain["work"]
     if name == "lm_head_topk":
         given["top_k"] = plain["ids"].shape[1]
     returned = getattr(ops, name)(**given)
     device.call(name, arguments)
     results = returned if isinstance(returned, tuple) else (returned,)
+    if name == "prepare_inputs":
+        results = (*results, plain["work"])
     names = [n for n in OUTPUTS[name] if not n.endswith("_cache")]
     for output, result in zip(names, results, strict=True):
         rows = slice(None) if name in WHOLE_OUTPUTS else slice(N_REAL)
@@ -323,6 +331,41 @@ def test_row_counts_out_of_range(rows: int) -> None:
     arguments["num_rows"].fill_(rows)
     with pytest.raises(ValueError, match=f"the number of rows must be 0 to 9, got {rows}"):
         CPU.call("norm_swiglu", arguments)
+
+
+@pytest.mark.parametrize("name", ["num_heads", "num_kv_heads", "window"])
+def test_numbers_of_a_map_that_is_not_wanted(name: str, device: Device) -> None:
+    """Who forgets the map must not go on with an old one."""
+    arguments = case("prepare_inputs", device)
+    arguments |= {"work": None, "num_heads": 0, "num_kv_heads": 0, "window": 0}
+    device.call("prepare_inputs", arguments)
+    with pytest.raises(
+        (ValueError, RuntimeError), match=r"are of a `work` map, got .* without one"
+    ):
+        device.call("prepare_inputs", arguments | {name: 8})
+
+
+WRONG_NUMBERS_OF_A_MAP = {
+    "num_kv_heads": (0, "`num_kv_heads` must be above 0, got 0"),
+    "num_heads": (3, "`num_heads` must be a multiple of num_kv_heads = 2, got 3"),
+    "window": (-1, "`window` must be 0 to 1073741824, got -1"),
+}
+
+
+@pytest.mark.parametrize("number", WRONG_NUMBERS_OF_A_MAP)
+@pytest.mark.parametrize("name", ["prepare_inputs", "plan_attention"])
+def test_maps_that_cannot_be(name: str, number: str, device: Device) -> None:
+    value, message = WRONG_NUMBERS_OF_A_MAP[number]
+    arguments = case(name, device)
+    with pytest.raises((ValueError, RuntimeError), match=f"{name}: {message}"):
+        device.call(name, arguments | {number: value})
+
+
+@pytest.mark.parametrize("block_size", [2**30, 2**62])
+def test_more_keys_than_a_map_can_have(block_size: int, device: Device) -> None:
+    arguments = case("prepare_inputs", device) | {"block_size": block_size}
+    with pytest.raises((ValueError, RuntimeError), match="up to 1073741824 keys, the block table"):
+        device.call("prepare_inputs", arguments)
 
 
 def test_rows_without_a_request() -> None:

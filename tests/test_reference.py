@@ -150,7 +150,7 @@ def test_prepare_inputs_by_hand() -> None:
     assert inputs.source_row.tolist() == [0, 1, -1, -1, 4, 5, -1, -1, -1, -1]
     assert inputs.row_start.tolist() == [0, 4, 8]
     assert inputs.seq_lens.tolist() == [9, 4]
-    assert inputs.sample_rows.tolist() == [1, 2, 3, 5, 6, 7]
+    assert inputs.sample_rows.tolist() == [1, 2, -1, 5, 6, 7], "no draft without a slot"
 
 
 def test_prepare_inputs_leaves_out_requests_without_rows() -> None:
@@ -190,6 +190,7 @@ def test_prepare_inputs_past_the_block_table() -> None:
     )
     assert inputs.slots.tolist() == [27, -1, -1, -1, -1, 32, 33, 34, 35, -1]
     assert inputs.seq_lens.tolist() == [4], "keys end before the first position without a slot"
+    assert inputs.sample_rows.tolist() == [0] + [-1] * 9, "and so do drafts"
 
 
 def test_prepare_inputs_of_nothing() -> None:

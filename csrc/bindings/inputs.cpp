@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "bindings/attention_work.h"
 #include "bindings/checks.h"
 #include "bindings/device.h"
 #include "bindings/linear.h"
@@ -21,7 +22,9 @@ void prepare_inputs(Tensor const& target_tokens, Tensor const& target_positions,
                     Tensor const& next_tokens, Tensor const& block_table, int64_t K,
                     int64_t mask_token_id, int64_t block_size, int64_t max_position,
                     Tensor& token_ids, Tensor& positions, Tensor& slots, Tensor& source_row,
-                    Tensor& row_start, Tensor& seq_lens, Tensor& sample_rows) {
+                    Tensor& row_start, Tensor& seq_lens, Tensor& sample_rows,
+                    std::optional<Tensor> const& work, int64_t num_heads, int64_t num_kv_heads,
+                    int64_t window) {
   constexpr char const* kOp = "prepare_inputs";
 
   // `target_tokens` and `num_rejected` define the device and T, B; the rest is checked by them.
@@ -62,6 +65,18 @@ void prepare_inputs(Tensor const& target_tokens, Tensor const& target_positions,
   check_tensor(kOp, "row_start", row_start, device, ScalarType::Int, {B + 1});
   check_tensor(kOp, "seq_lens", seq_lens, device, ScalarType::Int, {B});
   check_tensor(kOp, "sample_rows", sample_rows, device, ScalarType::Int, {B * K});
+  STD_TORCH_CHECK(work || (num_heads == 0 && num_kv_heads == 0 && window == 0), kOp,
+                  ": `num_heads`, `num_kv_heads` and `window` are of a `work` map, got ", num_heads,
+                  ", ", num_kv_heads, " and ", window, " without one");
+  PlanAttentionParams attention{};
+  if (work) {
+    int64_t max_keys = 0;
+    if (__builtin_mul_overflow(max_blocks, block_size, &max_keys)) {
+      max_keys = std::numeric_limits<int64_t>::max();  // which is as much too large
+    }
+    attention = check_plan(kOp, row_start, seq_lens, positions, num_heads, num_kv_heads, max_keys,
+                           window, /*is_tree=*/false, *work);
+  }
 
   DeviceGuard const guard(device);
   PrepareInputsParams const params{
@@ -86,6 +101,7 @@ void prepare_inputs(Tensor const& target_tokens, Tensor const& target_positions,
       .num_requests = int(B),
       .num_speculative_tokens = int(K),
       .max_rows = int(R),
+      .attention = attention,
   };
   check_launch(kOp, launch_prepare_inputs(params, current_stream(kOp, device)));
 }

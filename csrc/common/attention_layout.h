@@ -36,7 +36,8 @@ struct alignas(16) AttentionWorkHeader {
   int32_t num_segments;
   int32_t num_tiles;        // of all segments and heads
   int32_t tiles_per_block;  // block i takes those from i * tiles_per_block on
-  int32_t unused[5];
+  int32_t arrivals;         // of the blocks of prepare_inputs; zero between launches
+  int32_t unused[4];
 };
 
 static_assert(sizeof(AttentionSegment) == 32 && sizeof(AttentionWorkHeader) == 32);

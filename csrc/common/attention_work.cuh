@@ -15,23 +15,9 @@
 
 #include "common/attention_layout.h"
 #include "common/scan.cuh"
+#include "ops.h"
 
 namespace p_eagle {
-
-// What the division depends on. B: requests, R: rows in the buffers.
-struct AttentionPlanInputs {
-  int32_t const* row_start;  // [B + 1]
-  int32_t const* seq_lens;   // [B]
-  int64_t const* positions;  // [R]
-  int num_rows;              // R
-  int num_requests;          // B
-  int group;                 // query heads per KV head
-  int num_kv_heads;
-  int max_keys;    // of a request
-  int window;      // 0: none
-  int num_blocks;  // of the attention
-  bool is_tree;
-};
 
 // The rows of a request; whatever row_start holds, they are rows of the buffers.
 struct RequestRows {
@@ -70,14 +56,14 @@ struct AttentionPlanner {
   using SharedStorage = typename Scan::SharedStorage;
 
   // Writes the whole of `work`. All threads of a block call it, once the inputs are there.
-  CUTLASS_DEVICE static void plan(AttentionPlanInputs const& in, int32_t* work,
-                                  SharedStorage& shared, int thread) {
+  CUTLASS_DEVICE static void plan(PlanAttentionParams const& in, SharedStorage& shared,
+                                  int thread) {
     AttentionWorkLayout const layout{in.num_rows, in.num_requests, in.group};
     int const max_segments = int(layout.max_segments());
-    auto* const header = reinterpret_cast<AttentionWorkHeader*>(work);
-    auto* const segments = reinterpret_cast<AttentionSegment*>(work + layout.segments());
-    int32_t* const request_segment = work + layout.request_segments();
-    int32_t* const first_segment = work + layout.first_segments();
+    auto* const header = reinterpret_cast<AttentionWorkHeader*>(in.work);
+    auto* const segments = reinterpret_cast<AttentionSegment*>(in.work + layout.segments());
+    int32_t* const request_segment = in.work + layout.request_segments();
+    int32_t* const first_segment = in.work + layout.first_segments();
 
     int64_t all_segments = 0;
     for (int base = 0; base < in.num_requests; base += kThreads) {
@@ -123,14 +109,14 @@ struct AttentionPlanner {
       first_segment[block] = place < num_tiles ? begun - 1 : num_segments;
     }
     if (thread == 0) {
-      *header = {num_segments, num_tiles, tiles_per_block, {}};
+      *header = {num_segments, num_tiles, tiles_per_block, 0, {}};
     }
   }
 
  private:
   CUTLASS_DEVICE static int ceil_div(int a, int b) { return a / b + (a % b != 0); }
 
-  CUTLASS_DEVICE static AttentionSegment make_segment(AttentionPlanInputs const& in, int request,
+  CUTLASS_DEVICE static AttentionSegment make_segment(PlanAttentionParams const& in, int request,
                                                       int row_tile) {
     RequestRows const rows(in.row_start, request, in.num_rows);
     int const first_row = row_tile * kAttentionTileRows / in.group;

@@ -20,20 +20,7 @@ __global__ void __launch_bounds__(kThreads)
 
   wait_for_previous_kernel();
   let_next_kernel_start();
-  AttentionPlanInputs const inputs{
-      .row_start = params.row_start,
-      .seq_lens = params.seq_lens,
-      .positions = params.positions,
-      .num_rows = params.num_rows,
-      .num_requests = params.num_requests,
-      .group = params.num_heads / params.num_kv_heads,
-      .num_kv_heads = params.num_kv_heads,
-      .max_keys = params.max_keys,
-      .window = params.window,
-      .num_blocks = params.num_blocks,
-      .is_tree = params.is_tree,
-  };
-  Planner::plan(inputs, params.work, shared, threadIdx.x);
+  Planner::plan(params, shared, threadIdx.x);
 }
 
 }  // namespace

@@ -11,21 +11,28 @@
 // The rows from row_start[B] on hold 0, 0, -1, -1. Further, per request:
 //
 //   seq_lens[b]       = end of its last row's position, or the first position that has no slot
-//   sample_rows[b, k] = row_start[b] + v - 1 + k, k < K; -1 for a request without rows
+//   sample_rows[b, k] = row_start[b] + v - 1 + k, k < K, where that row's position is below
+//                       seq_lens[b]; otherwise, and for a request without rows, -1
+//
+// and, where it is wanted, how the attention of these rows is divided: common/attention_work.cuh.
 //
 // Mapping: what takes time is trips to memory that wait for each other, and these are three:
 // counts, positions, block table. No block waits for another, as each sums all counts by itself.
 // The first blocks take a request per warp and write what there is per request. Positions of a
 // request are consecutive, so the first without a slot follows from its columns of the block table.
-// The other blocks take a row per thread.
+// The other blocks take a row per thread. The last block to arrive divides the attention.
 // Numerics: integers. Counts are summed in 64 bits, so that none wraps around to a row that exists.
 // Garbage: no content of the inputs makes an index leave its tensor. Results are the reference's
-// even then, but for seq_lens of requests with rows past R, and for positions that overflow.
+// even then, but for seq_lens and sample_rows of requests with rows past R, and for positions that
+// overflow.
 // Traffic: 28 bytes written and 8 read per row; the counts, which every block reads, come from L2.
 
 #include <cutlass/cutlass.h>
 #include <cutlass/fast_math.h>
 
+#include "common/arrival.cuh"
+#include "common/attention_layout.h"
+#include "common/attention_work.cuh"
 #include "common/launch.h"
 #include "common/scan.cuh"
 #include "ops.h"
@@ -39,12 +46,14 @@ struct Config {
   static constexpr int kColumnsPerLane = 8;
 
   using Scan = BlockScan<kThreads>;
+  using Planner = AttentionPlanner<kThreads>;
 
   // A tile of requests. A request without rows starts where the next one does.
   struct SharedStorage {
     Scan::SharedStorage scan;
     int64_t row_start[kThreads + 1];
     int first_target_row[kThreads];
+    bool is_last;  // to arrive, of all blocks
   };
 };
 
@@ -183,8 +192,7 @@ CUTLASS_DEVICE uint64_t find_column_without_block(int const* columns, uint64_t b
 
 // Keys end before the first row that has no slot, or attention would read what nobody stored.
 CUTLASS_DEVICE int64_t seq_len_of(PrepareInputsParams const& params, Request const& request,
-                                  int lane) {
-  int64_t const start = first_position(params, request);
+                                  int64_t start, int lane) {
   if (start < 0) {
     return start;
   }
@@ -204,15 +212,18 @@ CUTLASS_DEVICE void write_request(PrepareInputsParams const& params, Request con
                                   int lane) {
   bool const has_rows = request.num_rows > 0;
   int const K = params.num_speculative_tokens;
-  int64_t const seq_len = has_rows ? seq_len_of(params, request, lane) : 0;
+  int64_t const start = has_rows ? first_position(params, request) : 0;
+  int64_t const seq_len = has_rows ? seq_len_of(params, request, start, lane) : 0;
   int64_t const end = request.row_start + request.num_rows;
+  int64_t const end_of_stored = request.row_start + (seq_len - start);
   if (lane == 0) {
     params.row_start[request.index + 1] = int(end);
     params.seq_lens[request.index] = int(seq_len);
   }
   CUTLASS_PRAGMA_NO_UNROLL
   for (int k = lane; k < K; k += kWarpSize) {
-    params.sample_rows[request.index * K + k] = has_rows ? int(end - K + k) : -1;
+    int64_t const row = end - K + k;
+    params.sample_rows[request.index * K + k] = has_rows && row < end_of_stored ? int(row) : -1;
   }
 }
 
@@ -221,6 +232,20 @@ CUTLASS_DEVICE void write_request(PrepareInputsParams const& params, Request con
 // At least one, which writes row_start[0].
 CUTLASS_HOST_DEVICE int num_request_blocks(PrepareInputsParams const& params) {
   return cutlass::fast_max(1, ceil_div(params.num_requests, Config::kWarps));
+}
+
+// The last block to come here divides the attention, by what all have written.
+CUTLASS_DEVICE void plan_attention(PlanAttentionParams const& params, Config::SharedStorage& shared,
+                                   int thread) {
+  __syncthreads();  // the block's part is written, and the sums have been read
+  if (thread == 0) {
+    auto* const header = reinterpret_cast<AttentionWorkHeader*>(params.work);
+    shared.is_last = arrives_last(&header->arrivals, gridDim.x);
+  }
+  __syncthreads();  // is_last is known
+  if (shared.is_last) {
+    Config::Planner::plan(params, shared.scan, thread);
+  }
 }
 
 __global__ void __launch_bounds__(Config::kThreads)
@@ -268,13 +293,16 @@ __global__ void __launch_bounds__(Config::kThreads)
     if (row < params.max_rows) {
       write_row(params, row, request);
     }
-    return;
+  } else {
+    if (warp_request < params.num_requests) {
+      write_request(params, request, lane);
+    }
+    if (blockIdx.x == 0 && thread == 0) {
+      params.row_start[0] = 0;
+    }
   }
-  if (warp_request < params.num_requests) {
-    write_request(params, request, lane);
-  }
-  if (blockIdx.x == 0 && thread == 0) {
-    params.row_start[0] = 0;
+  if (params.attention.work != nullptr) {
+    plan_attention(params.attention, shared, thread);
   }
 }
 

@@ -253,7 +253,7 @@ def plan_buffers(
         "sum_squares": BufferSpec((-(-H // STATISTIC_COLUMNS) * R,), wide),
         "linear_workspace": workspace(sizes.linear_workspace_bytes(num_sms)),
         "head_workspace": workspace(sizes.lm_head_workspace_bytes(num_sms, N, k)),
-        "attention_work": BufferSpec((work,), i32),
+        "attention_work": BufferSpec((work,), i32, is_zeroed=True),
         "attention_workspace": workspace(sizes.attention_workspace_bytes(blocks, D)),
         "top_ids": BufferSpec((N, k), i64),
         "top_logits": BufferSpec((N, k), wide),

@@ -207,7 +207,11 @@ class DrafterConfig:
             ConfigError: the file is not there, is not JSON, lacks a field, contradicts itself, or
                 describes something that is not supported.
         """
-        outer = ConfigFields.read(path)
+        return cls.from_fields(ConfigFields.read(path))
+
+    @classmethod
+    def from_fields(cls, outer: ConfigFields) -> DrafterConfig:
+        """From the contents of a `config.json`; see `from_pretrained`."""
         # Nested formats keep the decoder's settings apart; the drafter's own stand outside, where
         # they win over one inside.
         layer = outer.section("transformer_layer_config") if _is_nested(outer) else outer

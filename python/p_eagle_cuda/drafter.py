@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from p_eagle_cuda._registry import compiled
 from p_eagle_cuda.buffers import (
     Buffers,
     BufferSpec,
@@ -22,10 +23,12 @@ from p_eagle_cuda.buffers import (
 from p_eagle_cuda.chunking import run_in_chunks
 from p_eagle_cuda.config import DrafterConfig
 from p_eagle_cuda.cuda_graphs import CudaRecorder, GraphCache, PassShape, Recorder
+from p_eagle_cuda.cuda_limits import cuda_refusals
 from p_eagle_cuda.drafter_pass import DrafterPass, Drafts
+from p_eagle_cuda.errors import BackendError
 from p_eagle_cuda.input_checks import check_contents, check_inputs
 from p_eagle_cuda.kv_cache import allocate_cache
-from p_eagle_cuda.linear import LinearChoice, LinearLayers
+from p_eagle_cuda.linear import LinearChoice, LinearLayers, architecture_of
 from p_eagle_cuda.linear_table import LinearTable
 from p_eagle_cuda.reference import LayerCache
 from p_eagle_cuda.tracing import Tracer
@@ -71,7 +74,7 @@ class Drafter:
         Args:
             config: The checkpoint's configuration.
             weights: Its packed weights; their device and dtype are the drafter's. Positions past
-                the end of their rope table get no slot in the cache.
+                the end of their rope table get no slot in the cache, and no draft.
             caches: One paged cache per layer, from `allocate_cache` or a serving engine's own.
             num_speculative_tokens: K, the most that a pass drafts. May exceed the K of training;
                 the later positions are then rarely accepted.
@@ -96,7 +99,8 @@ class Drafter:
                 the one that fails. Slow.
 
         Raises:
-            BackendError: `linear` is no backend, or one that cannot run these weights.
+            BackendError: `linear` is no backend, or one that cannot run these weights; or the
+                kernels do not take a drafter like this.
             ValueError: A size is out of range, or the caches do not fit the configuration.
         """
         K, dtype, device = num_speculative_tokens, weights.fc.dtype, weights.fc.device
@@ -124,6 +128,12 @@ class Drafter:
             max_target_rows=max_target_rows, max_blocks=-(-len(weights.rope) // self.block_size),
             batch_sizes=sizes, has_joined_taps=joined_taps,
         )  # fmt: skip
+        refusals = cuda_refusals(
+            config, dtype, self.caches, self.limits.most_requests * K, top_k,
+            architecture_of(device), compiled().cuda_archs,
+        )  # fmt: skip
+        if refusals:
+            raise BackendError(f"Drafter: on CUDA {'; '.join(refusals)}")
         self._dtype, self._device, self._debug = dtype, device, debug
         plan = plan_buffers(config, self.limits, dtype, DeviceSize.of(device, config.head_dim))
         self._buffers = Buffers.allocate(plan, device)
@@ -185,7 +195,8 @@ class Drafter:
         Raises:
             ConfigError: The configuration is missing, malformed or not supported.
             CheckpointError: The tensors are not those that the configuration calls for.
-            BackendError: `linear` is no backend, or one that cannot run these weights.
+            BackendError: `linear` is no backend, or one that cannot run these weights; or the
+                kernels do not take a drafter like this.
             ValueError: A size is out of range.
         """
         config = DrafterConfig.from_pretrained(path)
@@ -273,7 +284,8 @@ class Drafter:
             target_positions: ``[T]`` int64, their absolute positions.
             taps: n tensors ``[T, Ht]`` in the working dtype, the tapped hidden states of the rows;
                 with `joined_taps` one ``[T, n Ht]``.
-            query_start: ``[B + 1]`` int32, first row of each request, then T.
+            query_start: ``[B + 1]`` int32, first row of each request, then their total, at most T.
+                Requests without rows are padding.
             num_rejected: ``[B]`` int32, rows at the end of each request that failed verification.
             next_tokens: ``[B]`` int64, the token after each request's last valid row.
             block_table: ``[B, max_blocks]`` int32.

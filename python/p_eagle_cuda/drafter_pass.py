@@ -17,7 +17,11 @@ from p_eagle_cuda.weights import DrafterWeights
 
 
 class Drafts(NamedTuple):
-    """What a pass drafts. Views of the drafter's buffers, valid until its next pass."""
+    """What a pass drafts. Views of the drafter's buffers, valid until its next pass.
+
+    Where there is no draft, because the request has no valid rows or the position no slot in the
+    cache, the ids are -1, logits and lse -inf.
+    """
 
     token_ids: Tensor  # [B, K] int64, the most likely token of each position
     top_ids: Tensor  # [B, K, k] int64, the k most likely, best first
@@ -75,20 +79,16 @@ class DrafterPass:
         Nq, Nkv, D = config.num_heads, config.num_kv_heads, config.head_dim
         op, linear = tracer.name(ops), tracer.name(self.linear.for_rows(R))
 
+        work = ops.slice_work(buffers.attention_work, R, B, Nq, Nkv, D)
         inputs = op.prepare_inputs(
             given.target_tokens, given.target_positions, given.query_start, given.num_rejected,
             given.next_tokens, given.block_table, k, config.mask_token_id, block_size, len(w.rope),
-            out=buffers.inputs(B, R, k),
+            out=buffers.inputs(B, R, k), work=work, num_heads=Nq, num_kv_heads=Nkv,
         )  # fmt: skip
         num_rows = inputs.row_start[B:]
         hidden = linear.project_taps(
             given.taps, inputs.source_row, num_rows, w.fc, w.input_norm, w.fc_norms, eps,
             out=buffers.hidden[:R],
-        )  # fmt: skip
-        work = op.plan_attention(
-            inputs.row_start, inputs.seq_lens, inputs.positions, Nq, Nkv,
-            given.block_table.shape[1] * block_size, 0, False,
-            ops.slice_work(buffers.attention_work, R, B, Nq, Nkv, D),
         )  # fmt: skip
         first = w.layers[0]
         assert first.hidden_norm is not None, "layer 0 of a drafter norms the hidden state"

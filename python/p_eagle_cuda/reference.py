@@ -38,7 +38,7 @@ class PreparedInputs(NamedTuple):
     source_row: Tensor  # [R] int32, row of the taps; -1 for a mask row
     row_start: Tensor  # [B + 1] int32, rows of request b are row_start[b] .. row_start[b + 1]
     seq_lens: Tensor  # [B] int32, keys that every row may see once this pass has stored its own
-    sample_rows: Tensor  # [B * K] int32, the rows whose logits are the K drafts; -1: no request
+    sample_rows: Tensor  # [B * K] int32, the rows whose logits are the K drafts; -1: no draft
 
 
 def prepare_inputs(
@@ -84,7 +84,9 @@ def prepare_inputs(
     seq_lens = torch.where(num_rows > 0, (start + num_rows).clamp(max=max_position), 0)
     lost = is_row & ~has_slot
     seq_lens = seq_lens.scatter_reduce(0, request[lost], positions[lost], "amin")
-    sample = (row_start[:-1] + num_valid - 1)[:, None] + torch.arange(K, device=device)
+    # No draft is made of a row without a slot, nor of one after it, which would miss its keys.
+    sampled = (num_valid - 1)[:, None] + torch.arange(K, device=device)
+    has_draft = (num_rows[:, None] > 0) & (start[:, None] + sampled < seq_lens[:, None])
     return PreparedInputs(
         token_ids=torch.where(is_row, token_ids, 0),
         positions=torch.where(is_row, positions, 0),
@@ -92,7 +94,7 @@ def prepare_inputs(
         source_row=torch.where(is_row & ~is_mask, source, -1).int(),
         row_start=row_start.int(),
         seq_lens=seq_lens.int(),
-        sample_rows=torch.where(num_rows[:, None] > 0, sample, -1).int().flatten(),
+        sample_rows=torch.where(has_draft, row_start[:-1, None] + sampled, -1).int().flatten(),
     )
 
 

@@ -18,6 +18,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -63,6 +64,7 @@ class Compilation:
 
     source: Path
     command: tuple[str, ...]
+    suffix: str = ".o"  # of the object
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ class Compiled:
 
 
 compiled: list[Compiled] = []
+_compilers = threading.BoundedSemaphore(JOBS)  # that run at the same time
+_BACKGROUND = "background compiler"  # the names of its threads start so
 # Told of every compilation as it ends. Tests point it to the terminal.
 report_progress: Callable[[str], None] = functools.partial(print, file=sys.stderr, flush=True)
 
@@ -100,6 +104,13 @@ def tools() -> Tools:
             'cccl]==13.0.2"`'
         )
     return Tools(nvcc, cutlass, cxx)
+
+
+def has_tools() -> bool:
+    with contextlib.suppress(MissingToolsError):
+        tools()
+        return True
+    return False
 
 
 def emulated_library(
@@ -143,13 +154,20 @@ def gpu_library(name: str, sources: Sequence[Path], *, includes: Sequence[Path] 
 
 def emulator_objects() -> list[Path]:
     """The compiled emulator."""
+    return compile_all(emulator_compilations())
+
+
+def emulator_compilations() -> list[Compilation]:
+    """How g++ compiles the emulator; compiles the headers that most of its files include."""
     command = (
-        tools().cxx, "-std=c++20", "-O2", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden",
-        "-Wall", "-Wextra", "-Werror", f"-I{EMULATOR_SOURCES}", f"-isystem{tools().cuda_include}",
+        tools().cxx, "-std=c++20", "-O2", "-fvect-cost-model=dynamic", "-march=native",
+        "-ffp-contract=off", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror",
+        f"-I{EMULATOR_SOURCES}", f"-isystem{tools().cuda_include}",
     )  # fmt: skip
-    return compile_all(
-        [Compilation(source, command) for source in sorted(EMULATOR_SOURCES.glob("*.cpp"))]
-    )
+    header = Compilation(EMULATOR_SOURCES / "precompiled.h", (*command, "-x", "c++-header"), ".gch")
+    # g++ takes the compiled one if `-include` names a file that has it beside it.
+    command = (*command, "-include", str(compile_object(header).with_suffix("")))
+    return [Compilation(source, command) for source in sorted(EMULATOR_SOURCES.glob("*.cpp"))]
 
 
 def cuda_compilation(
@@ -181,6 +199,15 @@ def host_compilation(
     return Compilation(source.resolve(), command)
 
 
+def generated_source(name: str, text: str) -> Path:
+    """A file of the cache that holds `text`."""
+    path = CACHE / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.is_file() or path.read_text() != text:
+        _write(path, text)
+    return path
+
+
 # ---- Compiling and linking, once -----------------------------------------------------------------
 
 
@@ -194,6 +221,25 @@ def compile_all(compilations: Sequence[Compilation]) -> list[Path]:
         return list(pool.map(compile_object, compilations))
 
 
+class BackgroundCompiler:
+    """Compiles what will be asked for later, in the order in which it was told, silently.
+
+    Whoever asks sooner compiles it, or waits for the compiler that is at it; whoever asks later
+    finds it. An error shows when somebody asks.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=JOBS, thread_name_prefix=_BACKGROUND)
+
+    def add(self, compilations: Sequence[Compilation]) -> None:
+        for compilation in compilations:
+            self._pool.submit(compile_object, compilation)
+
+    def stop(self) -> None:
+        """Drop what has not begun, and wait for the rest."""
+        self._pool.shutdown(cancel_futures=True)
+
+
 def compile_object(compilation: Compilation) -> Path:
     """The object of one source."""
     source, command = compilation.source, compilation.command
@@ -203,15 +249,16 @@ def compile_object(compilation: Compilation) -> Path:
     manifest = CACHE / f"{source.stem}-{command_hash}.deps"
     with _locked(manifest.with_suffix(".lock")):
         if manifest.is_file():
-            found = _object_for(source, command_hash, json.loads(manifest.read_text()))
+            found = _object_for(compilation, command_hash, json.loads(manifest.read_text()))
             if found is not None and found.is_file():
                 return found
-        made, dependencies = _temporary(manifest, ".o"), _temporary(manifest, ".d")
+        made, dependencies = _temporary(manifest, compilation.suffix), _temporary(manifest, ".d")
         outputs = ("-c", str(source), "-o", str(made), "-MD", "-MF", str(dependencies))
-        _run_compiler((*command, *outputs), source.name)
+        with _compilers:
+            _run_compiler((*command, *outputs), source.name)
         read = _parse_dependencies(dependencies.read_text())
         dependencies.unlink()
-        target = _object_for(source, command_hash, read)
+        target = _object_for(compilation, command_hash, read)
         if target is None:
             raise CompilationError(f"{source}: a file was removed while it was compiled")
         made.replace(target)
@@ -238,16 +285,20 @@ def _run_compiler(command: Sequence[str], name: str) -> None:
     if done.returncode != 0:
         raise CompilationError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
     compiled.append(Compiled(name, seconds))
-    report_progress(f"hostsim: built {name} in {seconds:.1f} s")
+    if not threading.current_thread().name.startswith(_BACKGROUND):
+        report_progress(f"hostsim: built {name} in {seconds:.1f} s")
 
 
-def _object_for(source: Path, command_hash: str, dependencies: list[str]) -> Path | None:
+def _object_for(
+    compilation: Compilation, command_hash: str, dependencies: list[str]
+) -> Path | None:
     """Where the object lies that is made of these files as they are now; None if one is gone."""
     try:
         digests = [_digest(path) for path in dependencies]
     except FileNotFoundError:
         return None
-    return CACHE / f"{source.stem}-{_hash(command_hash, *digests)}.o"
+    name = f"{compilation.source.stem}-{_hash(command_hash, *digests)}{compilation.suffix}"
+    return CACHE / name
 
 
 def _digest(path: str) -> str:

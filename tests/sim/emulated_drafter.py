@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from op_cases import EMULATED_SMS
+from op_cases import EMULATED_SMS, WORK_HEADER
 from p_eagle_cuda import Drafter
 from p_eagle_cuda import drafter as drafter_module
 from p_eagle_cuda.buffers import DeviceSize
 from p_eagle_cuda.cuda_graphs import Recorder
+from p_eagle_cuda.cuda_limits import cuda_refusals
 from p_eagle_cuda.drafter_pass import Drafts
 from p_eagle_cuda.ops import attention
 from sim import torch_ops
@@ -63,12 +64,24 @@ def emulated(
             drafter = Drafter.from_pretrained(linear="fused", **options)
             patch.setattr(torch.ops, "p_eagle", torch.ops.p_eagle_sim)
             _adopt(session, "weights", drafter.weights, read_only=True, initialized=True)
+            limits = drafter.limits
+            refusals = cuda_refusals(
+                drafter.config, drafter.weights.norm.dtype, drafter.caches,
+                limits.most_requests * limits.num_speculative_tokens, limits.top_k, "sm_90",
+                ("90a",),
+            )  # fmt: skip
+            assert not refusals, "what runs here must not be refused on a GPU"
             _adopt(session, "caches", drafter.caches, read_only=False, initialized=False)
             for name, value in vars(drafter._buffers).items():
                 is_static = name.startswith(("static_", "no_rows"))
                 is_zeroed = name.endswith("workspace")
                 _adopt(
                     session, name, value, read_only=is_static, initialized=is_static or is_zeroed
+                )
+            header = drafter._buffers.attention_work[:WORK_HEADER]  # it has a counter
+            if drafter.buffer_plan["attention_work"].is_zeroed:
+                session.mark_initialized(
+                    AdoptedMemory("header", header.data_ptr(), header.nbytes, False, True)
                 )
             yield drafter, session
 

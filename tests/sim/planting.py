@@ -1,4 +1,4 @@
-"""Compiles kernels with bugs in them, many at a time.
+"""Compiles sample kernels, as they are and with bugs in them, all variants of one at a time.
 
 Most of what nvcc does for a kernel is reading headers, so all variants of a kernel go into one
 source file. Each has the kernel's files, one of them changed, in a namespace of its own; whatever
@@ -8,10 +8,13 @@ else they include comes once, before. Launch functions get the number of their v
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import pytest
+
 from hostsim import build
+from sim.emulator import Emulator
 from sim.planted import Bug
 from sim.sample import Sample
 from sim.sample_kernels import SAMPLES
@@ -21,28 +24,63 @@ _PRAGMA = re.compile(r"^#pragma once\n", re.MULTILINE)
 _LAUNCHER = re.compile(r"^SAMPLE_LAUNCHER (\w+)\(", re.MULTILINE)
 
 
-def suffix(variant: int) -> str:
-    """Of the names of launch functions in the library of `planted_library`."""
+Variant = Bug | None  # None is the kernel as it is
+
+
+class Variants:
+    """The variants of each kernel that a run needs.
+
+    Args:
+        wanted: By kernel. The variant at place `i` has the suffix `i`.
+    """
+
+    def __init__(self, wanted: Mapping[str, Sequence[Variant]]) -> None:
+        self._wanted = wanted
+        self._emulators: dict[str, Emulator] = {}
+
+    @classmethod
+    def of_tests(cls, items: Iterable[pytest.Item]) -> Variants:
+        """Those that tests ask for, which have a parameter `bug` or `kernel`."""
+        wanted: dict[str, list[Variant]] = {}
+        for item in items:
+            if isinstance(item, pytest.Function) and "variants" in item.fixturenames:
+                parameters = item.callspec.params
+                bug = parameters.get("bug")
+                of_kernel = wanted.setdefault(bug.kernel if bug else parameters["kernel"], [])
+                if bug not in of_kernel:
+                    of_kernel.append(bug)
+        return cls(wanted)
+
+    def compilations(self) -> list[build.Compilation]:
+        return [self._compilation(kernel) for kernel in self._wanted]
+
+    def load(self, kernel: str, bug: Bug | None = None) -> tuple[Emulator, str]:
+        """The library that has the variant, and the suffix of its launch functions."""
+        if kernel not in self._emulators:
+            made = build.compile_object(self._compilation(kernel))
+            self._emulators[kernel] = Emulator(build.link_emulated(f"{kernel}-variants", [made]))
+        return self._emulators[kernel], _suffix(self._wanted[kernel].index(bug))
+
+    def _compilation(self, kernel: str) -> build.Compilation:
+        """How all variants of a kernel are compiled together."""
+        sample = SAMPLES[kernel]
+        text = _amalgamate(sample, self._wanted[kernel])
+        path = build.generated_source(f"variants/{kernel}.cu", text)
+        return build.cuda_compilation(path, includes=sample.includes)
+
+
+def _suffix(variant: int) -> str:
     return f"_{variant}"
 
 
-def planted_compilation(kernel: str, bugs: Sequence[Bug]) -> build.Compilation:
-    """How all variants of a kernel are compiled together; bug `i` is in variant `i`."""
-    sample = SAMPLES[kernel]
-    path = build.CACHE / "planted" / f"{kernel}.cu"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(_amalgamate(sample, bugs))
-    return build.cuda_compilation(path, includes=sample.includes)
-
-
-def _amalgamate(sample: Sample, bugs: Sequence[Bug]) -> str:
+def _amalgamate(sample: Sample, variants: Sequence[Variant]) -> str:
     texts = {path: path.read_text() for path in sample.files}
     launchers = _LAUNCHER.findall(texts[sample.source])
     parts = _outer_includes(texts)
-    for variant, bug in enumerate(bugs):
-        parts += [f"#define {name} {name}{suffix(variant)}" for name in launchers]
-        parts.append(f"namespace variant{suffix(variant)} {{")
-        for path, text in plant(texts, bug).items():
+    for variant, bug in enumerate(variants):
+        parts += [f"#define {name} {name}{_suffix(variant)}" for name in launchers]
+        parts.append(f"namespace variant{_suffix(variant)} {{")
+        for path, text in (plant(texts, bug) if bug else texts).items():
             parts += [f'#line 1 "{path}"', _blank_includes(text)]
         parts.append("}")
         parts += [f"#undef {name}" for name in launchers]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from p_eagle_cuda import reference
+from p_eagle_cuda import _C, ops, reference
 from sim.params import params_type
 from sim.sample import BF16_ERROR, CSRC, FOLDER, Run, Sample, randn, source
 
@@ -22,8 +22,9 @@ def prepare_inputs(run: Run) -> None:
 
     The second has no requests; the order of the first and the third hangs on it. The third has a
     few of the requests only. Positions of the first go past the last one allowed, those of the
-    third past the columns of the block table.
+    third past the columns of the block table. All write maps of their attention.
     """
+    group, num_kv_heads, window, num_blocks = 4, 2, 9, 6
 
     def launch(
         label: str,
@@ -45,10 +46,25 @@ def prepare_inputs(run: Run) -> None:
             name: run.updated(name + label, torch.full_like(x, 77), x, 0.0)
             for name, x in rows._asdict().items()
         }
+        R, (B, max_blocks) = len(rows.token_ids), inputs["block_table"].shape
+        max_keys = max_blocks * numbers["block_size"]
+        size = _C.attention_work_size(R, B, group, num_blocks)
+        work = torch.full((size,), 77, dtype=torch.int32)
+        work[:8] = 0  # the header
+        plan = ops.plan_attention(
+            rows.row_start, rows.seq_lens, rows.positions, group * num_kv_heads, num_kv_heads,
+            max_keys, window, False, work.clone(),
+        )  # fmt: skip
+        attention = params_type("PlanAttentionParams")(
+            **{name: outputs[name] for name in ("row_start", "seq_lens", "positions")},
+            work=run.updated(f"work{label}", work, plan, 0.0), num_rows=R, num_requests=B,
+            group=group, num_kv_heads=num_kv_heads, max_keys=max_keys, window=window,
+            num_blocks=num_blocks,
+        )  # fmt: skip
         params = params_type("PrepareInputsParams")(
-            **pointers, **made, **outputs, **numbers, max_rows=len(rows.token_ids),
-            num_target_rows=len(inputs["target_tokens"]), num_requests=len(inputs["num_rejected"]),
-            max_blocks=inputs["block_table"].shape[1],
+            **pointers, **made, **outputs, **numbers, max_rows=R,
+            num_target_rows=len(inputs["target_tokens"]), num_requests=B, max_blocks=max_blocks,
+            attention=attention,
         )  # fmt: skip
         run.launch("launch_prepare_inputs_from_c", ctypes.byref(params))
         return rows, outputs
@@ -161,7 +177,12 @@ def _sample(run: Callable[[Run], None], common: Sequence[str]) -> Sample:
     )
 
 
+_PREPARING = (
+    "launch.h", "reduce.cuh", "scan.cuh", "arrival.cuh", "attention_layout.h",
+    "attention_work.cuh",
+)  # fmt: skip
+
 SAMPLES: dict[str, Sample] = {
-    "prepare_inputs": _sample(prepare_inputs, ["launch.h", "reduce.cuh", "scan.cuh"]),
+    "prepare_inputs": _sample(prepare_inputs, _PREPARING),
     "embed_norm_concat": _sample(embed_norm_concat, ["launch.h", "reduce.cuh"]),
 }

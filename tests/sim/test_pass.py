@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from checkpoints import write_drafter
-from drafter_passes import PROMPTS, SIZES, TOP_K, K, passes, propose, reference_pass
+from drafter_passes import PROMPTS, SIZES, K, padded, passes, propose, reference_pass
 from drafter_variants import VARIANTS
 from numerics import assert_as_accurate_as_torch
 from p_eagle_cuda import Drafter
@@ -22,7 +23,6 @@ from sim.emulator import FOUR, Session, Settings
 BF16 = torch.bfloat16
 # Columns of every weight must be multiples of 64.
 EVEN_SIZES = {"hidden_size": 128, "intermediate_size": 192, "target_hidden_size": 64}
-ATTENTION = {"plan_attention_kernel", "paged_attention_kernel"}
 
 every_setting = pytest.mark.parametrize("settings", FOUR.values(), ids=FOUR)
 
@@ -32,15 +32,22 @@ def give_pass(session: Session, step: Any) -> None:
     give(session, **inputs)
 
 
-def assert_right(path: Path, steps: list[Any], drafts: Any) -> None:
-    """The last pass is as accurate as the reference in the working dtype."""
-    _, logits, lse = reference_pass(path, steps, torch.float64, torch.float64)
-    _, unfused, unfused_lse = reference_pass(path, steps, BF16, BF16)
-    shape = (len(PROMPTS), K, TOP_K)
-    assert_as_accurate_as_torch(
-        "logits", drafts.top_logits, logits.view(shape), unfused.view(shape)
-    )
-    assert_as_accurate_as_torch("lse", drafts.lse, lse.view(shape[:2]), unfused_lse.view(shape[:2]))
+def assert_right(
+    path: Path, steps: list[Any], drafts: Any, max_position: int | None = None
+) -> Tensor:
+    """The last pass is as accurate as the reference in the working dtype.
+
+    Returns which drafts there are: ``[B, K]`` bool.
+    """
+    _, logits, lse = reference_pass(path, steps, torch.float64, torch.float64, max_position)
+    _, unfused, unfused_lse = reference_pass(path, steps, BF16, BF16, max_position)
+    there = lse > -torch.inf
+    got = drafts.top_logits.flatten(0, 1), drafts.lse.flatten()
+    assert_as_accurate_as_torch("logits", got[0][there], logits[there], unfused[there])
+    assert_as_accurate_as_torch("lse", got[1][there], lse[there], unfused_lse[there])
+    assert (drafts.token_ids.flatten()[~there] == -1).all()
+    assert (got[1][~there] == -torch.inf).all()
+    return there.view(drafts.lse.shape)
 
 
 @every_setting
@@ -57,6 +64,7 @@ def test_a_prompt_and_two_verifications(
             session.check()
         assert_right(tmp_path, steps, drafts)
         assert not drafter._buffers.linear_workspace[:4096].any(), "left counters behind"
+        assert drafter._buffers.attention_work[3] == 0, "left arrivals behind"
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -75,7 +83,7 @@ def test_every_kind_of_checkpoint(
 
 
 def test_launches_of_a_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four layers: at most 20 launches outside of attention, and all of them overlap."""
+    """Four layers: 24 launches, 20 of them outside of attention, and all of them overlap."""
     write_drafter(tmp_path, num_hidden_layers=4, **EVEN_SIZES)
     options = {"path": tmp_path, "dtype": BF16, **SIZES}
     with emulated(monkeypatch, FOUR["random"], **options) as (drafter, session):
@@ -85,9 +93,9 @@ def test_launches_of_a_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             propose(drafter, step)
             session.check()
     launches = session.launches[num_launches:]
-    others = [launch.kernel for launch in launches if launch.kernel not in ATTENTION]
-    assert len(others) <= 20, others
-    assert len(launches) == len(others) + 1 + 4  # the plan of attention, and each layer's
+    kernels = [launch.kernel for launch in launches]
+    assert kernels.count("paged_attention_kernel") == 4
+    assert len(kernels) == 24, kernels
     assert all(launch.overlaps_previous for launch in launches)
 
 
@@ -95,19 +103,24 @@ def test_launches_of_a_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_graph_serves_every_acceptance_pattern(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Recorded once, replayed with other counts, lengths and blocks; only prompts are launched."""
+    """Recorded once, replayed with other counts, lengths and blocks; only prompts are launched.
+
+    Before the last pass a request ends.
+    """
     write_drafter(tmp_path, **EVEN_SIZES)
     options = {"path": tmp_path, "dtype": BF16, **SIZES}
     with emulated(monkeypatch, settings, graphs=True, **options) as (drafter, session):
         steps = passes(drafter.config, BF16, num_steps=2)
         assert steps[1].num_rejected.tolist() != steps[2].num_rejected.tolist()
+        steps[2] = padded(steps[2], len(PROMPTS), len(steps[2].target_tokens), absent=[1])
         give_pass(session, steps[0])
         for i, step in enumerate(steps):
             num_launches = len(session.launches)
             drafts = propose(drafter, step)
             session.check()
             if i > 0:
-                assert_right(tmp_path, steps[: i + 1], drafts)
+                there = assert_right(tmp_path, steps[: i + 1], drafts)
+                assert there.tolist() == [[b != 1 or i < 2] * K for b in range(len(PROMPTS))]
         assert len(session.launches) - num_launches == launches_of_a_pass(drafter)
         assert drafter._graphs.shapes == [PassShape(len(PROMPTS), K)]
 
@@ -134,8 +147,28 @@ def test_graphs_and_padding_change_no_bit(tmp_path: Path, monkeypatch: pytest.Mo
         assert torch.equal(whole[:-1], fewer)
 
 
+def test_a_request_comes_to_the_end_of_the_rope_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no drafts from there on; the batch goes on."""
+    write_drafter(tmp_path, **EVEN_SIZES)
+    max_position = PROMPTS[2] + 2
+    options = {"path": tmp_path, "dtype": BF16, "max_position": max_position, **SIZES}
+    with emulated(monkeypatch, FOUR["in-order-race"], **options) as (drafter, session):
+        steps = passes(drafter.config, BF16)
+        for i, step in enumerate(steps):
+            give_pass(session, step)
+            drafts = propose(drafter, step)
+            session.check()
+            there = assert_right(tmp_path, steps[: i + 1], drafts, max_position)
+            assert there[:2].all()
+            num_drafts = min(max(max_position - (step.num_valid[2] - 1), 0), K)
+            assert there[2].tolist() == [True] * num_drafts + [False] * (K - num_drafts)
+    assert num_drafts == 0
+
+
 def launches_of_a_pass(drafter: Drafter) -> int:
-    return 5 + 5 * drafter.config.num_layers
+    return 4 + 5 * drafter.config.num_layers
 
 
 def without_last_request(step: Pass) -> Pass:

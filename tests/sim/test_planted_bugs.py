@@ -12,10 +12,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from hostsim import build
 from sim.emulator import FOUR, Emulator, Settings
 from sim.planted import BUGS, LAUNCH_ERROR, WRONG_RESULT, Bug
-from sim.planting import planted_compilation, suffix
+from sim.planting import Variants
 from sim.sample import LaunchError, Run
 from sim.sample_kernels import SAMPLES
 
@@ -53,23 +52,6 @@ class Verdict:
 verdicts: list[Verdict] = []
 
 
-@pytest.fixture(scope="module")
-def variants(request: pytest.FixtureRequest) -> dict[Bug, tuple[Emulator, str]]:
-    """For every bug of this run, the library that has it and the suffix of its launch functions."""
-    items = (item for item in request.session.items if isinstance(item, pytest.Function))
-    bugs: dict[str, list[Bug]] = {}
-    for item in items:
-        if item.function is test_planted_bug:
-            bug = item.callspec.params["bug"]
-            bugs.setdefault(bug.kernel, []).append(bug)
-    compilations = [planted_compilation(kernel, bugs[kernel]) for kernel in bugs]
-    found = {}
-    for kernel, made in zip(bugs, build.compile_all(compilations), strict=True):
-        emulator = Emulator(build.link_emulated(f"{kernel}-planted", [made]))
-        found |= {bug: (emulator, suffix(i)) for i, bug in enumerate(bugs[kernel])}
-    return found
-
-
 # ---- Judging -------------------------------------------------------------------------------------
 
 
@@ -90,8 +72,8 @@ def findings_of(emulator: Emulator, name_suffix: str, kernel: str, settings: Set
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=slug)
-def test_planted_bug(bug: Bug, variants: dict[Bug, tuple[Emulator, str]]) -> None:
-    emulator, name_suffix = variants[bug]
+def test_planted_bug(bug: Bug, variants: Variants) -> None:
+    emulator, name_suffix = variants.load(bug.kernel, bug)
     findings = {}
     for name, settings in FOUR.items():
         start = time.process_time()

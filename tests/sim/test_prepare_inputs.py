@@ -6,118 +6,35 @@ Every output must equal the reference's, whatever the inputs hold.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from numerics import assert_rounded_once, double
 from op_cases import OUTPUTS
 from p_eagle_cuda import reference
 from pass_cases import simulate
 from sim import torch_ops
-from sim.emulator import FOUR, Launch, Settings
+from sim.emulator import FOUR, Settings
+from sim.prepare_inputs_cases import (
+    NAME,
+    RACE,
+    ROWS,
+    assert_map,
+    assert_right,
+    batch,
+    expected_of,
+    random_batch,
+    run,
+    with_map,
+)
 from sim.torch_ops import Arguments
 
-NAME = "prepare_inputs"
-SENTINEL = -777  # no output
-THREADS, WARPS = 256, 8
+THREADS = 256
 SECTOR = 32
 INT32 = torch.iinfo(torch.int32)
-RACE = FOUR["in-order-race"]
 
 every_setting = pytest.mark.parametrize("settings", FOUR.values(), ids=FOUR)
-
-
-def batch(
-    lengths: Sequence[int],
-    rejected: Sequence[int] | None = None,
-    starts: Sequence[int] | None = None,
-    *,
-    K: int = 3,
-    block_size: int = 4,
-    max_blocks: int = 40,
-    max_position: int = 1000,
-    num_unused: int = 2,
-) -> Arguments:
-    """Requests of `lengths` target rows from positions `starts` on, with blocks for all.
-
-    The target's buffers have `num_unused` rows more, with positions that nobody may look at.
-    """
-    B, T = len(lengths), sum(lengths) + num_unused
-    R = T + B * (K - 1)
-    positions = [
-        torch.arange(start, start + length)
-        for start, length in zip(starts or [7] * B, lengths, strict=True)
-    ]
-    int32: dict[str, Any] = {"dtype": torch.int32}
-    sizes = {"row_start": B + 1, "seq_lens": B, "sample_rows": B * K}
-    outputs = {
-        name: torch.full(
-            (sizes.get(name, R),),
-            SENTINEL,
-            dtype=torch.int64 if name in ("token_ids", "positions", "slots") else torch.int32,
-        )
-        for name in OUTPUTS[NAME]
-    }
-    return {
-        "target_tokens": torch.randint(1, 1000, (T,)),
-        "target_positions": torch.cat([*positions, torch.full((num_unused,), SENTINEL)]).long(),
-        "query_start": torch.tensor([0, *lengths], **int32).cumsum(0).int(),
-        "num_rejected": torch.tensor(rejected or [0] * B, **int32),
-        "next_tokens": torch.randint(1000, 2000, (B,)),
-        "block_table": torch.randint(100, (B, max_blocks), **int32),
-        "num_speculative_tokens": K,
-        "mask_token_id": 5000,
-        "block_size": block_size,
-        "max_position": max_position,
-        **outputs,
-    }
-
-
-def random_batch(seed: int, max_requests: int = 40) -> Arguments:
-    """Requests with and without rows, blocks and positions, and more rejected than there were."""
-    g = torch.Generator().manual_seed(seed)
-
-    def integer(low: int, high: int) -> int:
-        return int(torch.randint(low, high + 1, (), generator=g))
-
-    B, longest, block_size = integer(1, max_requests), integer(1, 30), integer(1, 16)
-    lengths = [integer(0, longest) for _ in range(B)]
-    arguments = batch(
-        lengths,
-        [integer(0, length + 2) if integer(0, 3) else 0 for length in lengths],
-        [integer(0, 60) for _ in lengths],
-        K=integer(1, 9),
-        block_size=block_size,
-        max_blocks=integer(0, 90 // block_size),
-        max_position=integer(1, 120),
-        num_unused=integer(0, 5),
-    )
-    table = arguments["block_table"]
-    table[torch.rand(table.shape, generator=g) < 0.05] = -1
-    return arguments
-
-
-def expected_of(arguments: Arguments) -> dict[str, Tensor]:
-    return reference.prepare_inputs(*list(arguments.values())[:10])._asdict()
-
-
-def assert_right(arguments: Arguments) -> None:
-    for name, expected in expected_of(arguments).items():
-        wrong = (arguments[name] != expected).nonzero().flatten().tolist()
-        assert not wrong, (
-            f"{name}{wrong[:8]}: expected {expected[wrong[:8]].tolist()}, "
-            f"got {arguments[name][wrong[:8]].tolist()}"
-        )
-
-
-def run(arguments: Arguments, settings: Settings = RACE) -> Launch:
-    """Launches once, and compares."""
-    (launch,) = torch_ops.call(NAME, arguments, settings)
-    assert_right(arguments)
-    return launch
 
 
 def test_launch() -> None:
@@ -129,6 +46,8 @@ def test_launch() -> None:
     assert launch.overlaps_previous
     assert launch.dynamic_shared == 0
     assert launch.static_shared <= 4096, "many blocks of the launches around it must fit beside it"
+    planning = run(with_map(batch([4, 0, 9, 300] + [2] * 7, K=5)))
+    assert (planning.kernel, planning.grid) == (launch.kernel, launch.grid)
 
 
 # ---- Batches that serving makes ------------------------------------------------------------------
@@ -160,7 +79,7 @@ def test_prompts_and_verifications(K: int, settings: Settings) -> None:
 def test_numbers_of_requests(num_requests: int) -> None:
     """Both sides of a block of requests, of a warp's part in the scan, and of a tile."""
     lengths = [(3 * i) % 5 for i in range(num_requests)]
-    run(batch(lengths, [i % 3 for i in range(num_requests)], max_blocks=5))
+    run(with_map(batch(lengths, [i % 3 for i in range(num_requests)], max_blocks=5)))
 
 
 @every_setting
@@ -168,6 +87,8 @@ def test_three_tiles_of_requests(settings: Settings) -> None:
     lengths = [i % 3 for i in range(2 * THREADS + 50)]
     lengths[100:400] = [0] * 300  # and a tile whose middle has no rows
     run(batch(lengths, K=2, max_blocks=3), settings)
+    prompts = batch(lengths, K=2, max_blocks=3)
+    run(with_map(prompts, num_heads=256, num_kv_heads=1, num_blocks=300), settings)
 
 
 @pytest.mark.parametrize("num_rows", [1, 31, 32, 255, 256, 257, 511, 512, 513])
@@ -179,12 +100,13 @@ def test_numbers_of_rows(num_rows: int) -> None:
 def test_one_prompt_of_a_hundred_thousand_rows() -> None:
     arguments = batch([100_000], K=7, block_size=16, max_blocks=6300, max_position=200_000)
     arguments["block_table"][0, 6001] = -1
-    run(arguments, FOUR["random"])
+    run(with_map(arguments, num_heads=4, num_kv_heads=1), FOUR["random"])
     assert arguments["seq_lens"].tolist() == [6001 * 16]
 
 
 def test_1024_requests_of_a_full_verification() -> None:
-    run(batch([8] * 1024, [i % 9 for i in range(1024)], K=7, max_blocks=6), FOUR["random"])
+    arguments = batch([8] * 1024, [i % 9 for i in range(1024)], K=7, max_blocks=6)
+    run(with_map(arguments, num_blocks=264), FOUR["random"])
 
 
 # ---- What the contract promises ------------------------------------------------------------------
@@ -198,16 +120,44 @@ def test_numbers_of_drafts(K: int) -> None:
 
 @pytest.mark.parametrize("T", [0, 3])
 def test_no_request_has_rows(T: int) -> None:
-    arguments = batch([0] * 20, num_unused=T)
+    arguments = with_map(batch([0] * 20, num_unused=T))
     run(arguments)
+    assert arguments["work"][:2].tolist() == [0, 0], "no segments, no tiles"
     assert (arguments["row_start"] == 0).all()
     assert (arguments["seq_lens"] == 0).all()
 
 
-def test_no_requests() -> None:
-    arguments = batch([], num_unused=0)
-    run(arguments)
+@every_setting
+def test_no_requests(settings: Settings) -> None:
+    arguments = with_map(batch([], num_unused=0))
+    run(arguments, settings)
     assert arguments["row_start"].tolist() == [0]
+
+
+def test_padding_drops_out() -> None:
+    """A batch with requests without rows, whatever else is said of them, is that without them."""
+    numbers = {"K": 3, "num_unused": 0}
+    alone = with_map(batch([4, 9], [1, 2], [5, 30], **numbers))
+    padded = with_map(batch([4, 0, 9, 0, 0], [1, 0, 2, 7, 0], [5, 0, 30, 0, 0], **numbers))
+    garbage = {"next_tokens": INT32.max * 9, "block_table": INT32.max}
+    for name in ("target_tokens", "target_positions"):
+        padded[name].copy_(alone[name])
+    for name, value in garbage.items():
+        padded[name].fill_(value)
+        padded[name][[0, 2]] = alone[name]
+    traffic = [run(arguments).traffic for arguments in (alone, padded)]
+    n = int(alone["row_start"][-1])
+    for name in ("token_ids", "positions", "slots", "source_row"):
+        assert torch.equal(padded[name][:n], alone[name][:n]), name
+    assert (padded["slots"][n:] == -1).all()
+    assert padded["row_start"].tolist() == [0, 5, 5, n, n, n]
+    assert padded["seq_lens"].tolist() == [10, 0, 39, 0, 0]
+    assert padded["sample_rows"].tolist() == [2, 3, 4, -1, -1, -1, 11, 12, 13] + [-1] * 6
+    for name in garbage:
+        read = [moved[name].read.bytes for moved in traffic]
+        assert read[0] == read[1], f"{name} of padding was read"
+    parts = [arguments["work"] for arguments in (alone, padded)]
+    assert torch.equal(parts[0][:3], parts[1][:3]), "as many segments and tiles"
 
 
 @pytest.mark.parametrize("max_blocks", [0, 1, 2, 3])
@@ -219,7 +169,22 @@ def test_block_tables_with_few_columns(max_blocks: int) -> None:
 @pytest.mark.parametrize("max_position", range(6, 18))
 def test_positions_past_the_last(max_position: int) -> None:
     """Among a request's real rows, its mask rows, and before both."""
-    run(batch([5, 5], [0, 3], [8, 14], max_position=max_position))
+    run(with_map(batch([5, 5], [0, 3], [8, 14], max_position=max_position)))
+
+
+def test_a_request_past_the_last_position_drops_out_alone() -> None:
+    """Of what it has yet to draft; the other requests' rows are as they would be without."""
+    free = with_map(batch([2, 2, 2], starts=[3, 9, 12]))
+    bounded = free | {"max_position": 12}
+    bounded |= {name: free[name].clone() for name in OUTPUTS[NAME]}
+    run(free)
+    run(bounded)
+    for name in ("token_ids", "positions", "slots", "source_row"):
+        assert torch.equal(free[name][:4], bounded[name][:4]), name
+    assert bounded["slots"][4:7].tolist() == free["slots"][4:7].tolist()
+    assert (bounded["slots"][7:12] == -1).all()
+    assert bounded["seq_lens"].tolist() == [7, 12, 12]
+    assert bounded["sample_rows"].tolist() == [1, 2, 3, 5, 6, -1, -1, -1, -1]
 
 
 LONG, LONG_START = 2000, 3
@@ -255,7 +220,7 @@ def test_sizes_of_64_bits(block_size: int, max_position: int) -> None:
         [4] * 5, starts=starts, block_size=block_size, max_position=max_position, max_blocks=2
     )
     arguments["block_table"].clamp_(max=1)
-    run(arguments)
+    run(arguments)  # a map would be of too many keys
 
 
 # ---- What no caller should give ------------------------------------------------------------------
@@ -270,7 +235,7 @@ COUNTS, PLACES = ("query_start", "num_rejected"), ("target_positions", "block_ta
 def test_garbage(seed: int, spoiled: Sequence[str], settings: Settings) -> None:
     """No index leaves its tensor, and the results are the reference's."""
     arguments = random_batch(101 + seed)
-    if seed % 2:
+    if arguments["work"] is None:
         arguments["block_size"] = 2**62  # then all that is negative is in a column below 4
     g = torch.Generator().manual_seed(seed)
     T = arguments["target_tokens"].numel()
@@ -287,6 +252,8 @@ def test_garbage(seed: int, spoiled: Sequence[str], settings: Settings) -> None:
         chosen = torch.rand(x.shape, generator=g) < 0.3
         x[chosen] = values[torch.randint(len(values), x.shape, generator=g)][chosen]
     torch_ops.call(NAME, arguments, settings)
+    if arguments["work"] is not None:
+        assert_map(arguments)
     # Of a request with more rows than there are, the reference looks for the first without a slot
     # only among those that there are.
     expected, R = expected_of(arguments), arguments["token_ids"].numel()
@@ -295,7 +262,10 @@ def test_garbage(seed: int, spoiled: Sequence[str], settings: Settings) -> None:
     num_rows = num_valid + (num_valid > 0) * (arguments["num_speculative_tokens"] - 1)
     outside = num_rows.cumsum(0) > R
     assert not (outside.any() and spoiled == PLACES)
-    arguments["seq_lens"][outside] = expected["seq_lens"][outside]
+    for name in ("seq_lens", "sample_rows"):
+        per_request = (len(outside), -1)
+        got, wanted = (x[name].view(per_request) for x in (arguments, expected))
+        got[outside] = wanted[outside]
     assert_right(arguments)
 
 
@@ -304,7 +274,7 @@ def test_positions_that_overflow(settings: Settings) -> None:
     arguments = batch([4, 4], starts=[0, 0], block_size=1, max_position=2**63 - 1)
     arguments["target_positions"][:] = 2**63 - 2
     torch_ops.call(NAME, arguments, settings)
-    arguments["seq_lens"] = expected_of(arguments)["seq_lens"]
+    arguments |= {name: expected_of(arguments)[name] for name in ("seq_lens", "sample_rows")}
     assert_right(arguments)
 
 
@@ -344,7 +314,7 @@ def test_traffic_is_what_must_move() -> None:
         max_position=2000, num_unused=0,
     )  # fmt: skip
     traffic = run(arguments).traffic
-    for name in OUTPUTS[NAME]:
+    for name in ROWS:
         x = arguments[name]
         assert traffic[name].written.bytes == x.numel() * x.element_size(), name
         assert traffic[name].read.bytes == 0, name
@@ -353,7 +323,7 @@ def test_traffic_is_what_must_move() -> None:
     assert traffic["target_tokens"].read.bytes == 8 * (num_valid - num_last)
     assert traffic["target_positions"].read.unique_sectors == B
     assert traffic["block_table"].read.unique_sectors <= 2 * B
-    written = sum(arguments[name].nbytes for name in OUTPUTS[NAME])
+    written = sum(arguments[name].nbytes for name in ROWS)
     inputs = 4 * (B + 1) + 4 * B + 8 * T + 8 * B + SECTOR * B + 2 * SECTOR * B
     sectors = sum(x.read.unique_sectors + x.written.unique_sectors for x in traffic.values())
     assert sectors * SECTOR <= 1.01 * (written + inputs)
@@ -363,7 +333,7 @@ def test_traffic_is_what_must_move() -> None:
 def test_a_captured_call_is_replayed_on_changed_inputs(settings: Settings) -> None:
     lengths = [3, 5, 0, 8]
     with torch_ops.emulator().session(settings) as session:
-        arguments = torch_ops.guarded(session, NAME, batch(lengths))
+        arguments = torch_ops.guarded(session, NAME, with_map(batch(lengths)))
         with session.capture() as graph:
             torch_ops.op(NAME)(*arguments.values())
         assert graph.num_nodes == 1
@@ -381,6 +351,7 @@ def test_a_captured_call_is_replayed_on_changed_inputs(settings: Settings) -> No
             graph.replay()
             session.check()
             assert_right(arguments)
+            assert_map(arguments)
         assert len(session.launches) == 3
 
 

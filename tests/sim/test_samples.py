@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import functools
-
 import pytest
 
-from hostsim import build
-from sim.emulator import FOUR, Emulator, Settings
+from sim.emulator import FOUR, Settings
+from sim.planting import Variants
 from sim.sample import Run
 from sim.sample_kernels import SAMPLES
 
 
-@functools.cache
-def emulator(name: str) -> Emulator:
-    sample = SAMPLES[name]
-    return Emulator(build.emulated_library(name, [sample.source], includes=sample.includes))
-
-
 @pytest.mark.parametrize("settings", FOUR.values(), ids=FOUR)
-@pytest.mark.parametrize("name", SAMPLES)
-def test_sample(name: str, settings: Settings) -> None:
-    with emulator(name).session(settings) as session:
-        run = Run(session)
-        SAMPLES[name].run(run)
+@pytest.mark.parametrize("kernel", SAMPLES)
+def test_sample(kernel: str, settings: Settings, variants: Variants) -> None:
+    emulator, suffix = variants.load(kernel)
+    with emulator.session(settings) as session:
+        run = Run(session, suffix)
+        SAMPLES[kernel].run(run)
     wrong = [text for text in (output.mismatch() for output in run.outputs) if text]
     assert not wrong, "; ".join(wrong)
     assert run.outputs

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from sim.buffers import VECTOR_BYTES, Buffer, span_bytes
 from sim.emulator import Emulator, Launch, Session, Settings
 
 CSRC = build.ROOT / "csrc"
+_TORCH = Path(torch.__file__).parent
 NAMESPACE = "p_eagle_sim"
 
 _SCHEMAS = torch.library.Library(NAMESPACE, "DEF")
@@ -28,32 +30,43 @@ _SCHEMAS = torch.library.Library(NAMESPACE, "DEF")
 Arguments = dict[str, Any]
 
 
+def compilations() -> list[build.Compilation]:
+    """The host layer and all kernels of csrc."""
+    includes = [CSRC, _TORCH / "include", build.tools().cutlass / "include"]
+    defines = [
+        "P_EAGLE_EMULATED",
+        'P_EAGLE_ARCHS="the emulator"',
+        "TORCH_TARGET_VERSION=0x020b000000000000",
+    ]
+    kernels = _units()
+    bindings = sorted((CSRC / "bindings").glob("*.cpp"))
+    return [
+        *(build.cuda_compilation(source, includes=[CSRC]) for source in kernels),
+        *(build.host_compilation(x, includes=includes, defines=defines) for x in bindings),
+    ]
+
+
+def _units() -> list[Path]:
+    """Files that include the kernels, which are together where they share a folder of headers.
+
+    nvcc takes longer for CUTLASS's headers than for most kernels, and so reads them less often.
+    """
+    units: dict[str, list[Path]] = {}
+    for kernel in sorted((CSRC / "kernels").glob("*.cu")):
+        shared = re.search(r'^#include "(?!common|kernels)(\w+)/', kernel.read_text(), re.MULTILINE)
+        units.setdefault(shared[1] if shared else kernel.stem, []).append(kernel)
+    return [
+        build.generated_source(f"kernels/{name}.cu", "".join(f'#include "{x}"\n' for x in kernels))
+        for name, kernels in units.items()
+    ]
+
+
 @functools.cache
 def emulator() -> Emulator:
     """The host layer and all kernels of csrc, compiled for the emulator."""
-    torch_root = Path(torch.__file__).parent
-    host_layer = [
-        build.host_compilation(
-            source,
-            includes=[CSRC, torch_root / "include", build.tools().cutlass / "include"],
-            defines=[
-                "P_EAGLE_EMULATED",
-                'P_EAGLE_ARCHS="the emulator"',
-                "TORCH_TARGET_VERSION=0x020b000000000000",
-            ],
-        )
-        for source in sorted((CSRC / "bindings").glob("*.cpp"))
-    ]
-    kernels = [
-        build.cuda_compilation(source, includes=[CSRC])
-        for source in sorted((CSRC / "kernels").glob("*.cu"))
-    ]
-    library = build.link_emulated(
-        "p_eagle_sim",
-        build.compile_all([*host_layer, *kernels]),
-        f"-L{torch_root / 'lib'}",
-        "-ltorch_cpu",
-    )
+    objects = build.compile_all(compilations())
+    flags = f"-L{_TORCH / 'lib'}", "-ltorch_cpu"
+    library = build.link_emulated("p_eagle_sim", objects, *flags)
     for name in ops.implementations():
         schema = str(getattr(torch.ops.p_eagle, name).default._schema)
         _SCHEMAS.define(schema.removeprefix("p_eagle::"))
@@ -85,7 +98,8 @@ def call(name: str, arguments: Arguments, settings: Settings) -> list[Launch]:
         copies = guarded(session, name, arguments)
         op(name)(*copies.values())
     for argument in written_arguments(name):
-        arguments[argument].copy_(copies[argument])
+        if arguments[argument] is not None:
+            arguments[argument].copy_(copies[argument])
     return session.launches
 
 

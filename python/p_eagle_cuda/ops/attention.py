@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -21,12 +22,15 @@ from p_eagle_cuda._registry import (
 )
 
 MAX_KEYS = 2**30  # of a request, and the widest window
+# Mirror csrc/bindings/attention.cpp.
+CUDA_BLOCK_SIZES = (16, 32, 64, 128)
+CUDA_ALIGNMENT = 16  # bytes, of the rows of a cache
 
 
 class AttentionBuffers(NamedTuple):
     """What `plan_attention` and `paged_attention` need beside their inputs and outputs."""
 
-    work: Tensor  # int32, the map; for a smaller pass see `slice_work`
+    work: Tensor  # int32, the map, zeros at first; for a smaller pass see `slice_work`
     workspace: Tensor  # uint8, partial results; its first bytes are zero between calls
 
 
@@ -108,7 +112,8 @@ def _check_window(op: str, window: int) -> None:
     check(0 <= window <= MAX_KEYS, f"{op}: `window` must be 0 to {MAX_KEYS}, got {window}")
 
 
-def _plan_attention(
+def plan_contract(
+    op: str,
     row_start: Tensor,
     seq_lens: Tensor,
     positions: Tensor,
@@ -119,7 +124,7 @@ def _plan_attention(
     is_tree: bool,
     work: Tensor,
 ) -> CpuBody:
-    op = "plan_attention"
+    """The contract of `plan_attention`, and of ops that do it, too."""
     B, R = seq_lens.numel(), positions.numel()
     check_tensor(op, "row_start", row_start, torch.int32, B + 1)
     check_tensor(op, "seq_lens", seq_lens, torch.int32, B)
@@ -152,7 +157,7 @@ def _plan_attention(
 define(
     "plan_attention(Tensor row_start, Tensor seq_lens, Tensor positions, int num_heads, "
     "int num_kv_heads, int max_keys, int window, bool is_tree, Tensor(a!) work) -> ()",
-    _plan_attention,
+    partial(plan_contract, "plan_attention"),
 )
 
 
@@ -168,6 +173,8 @@ def plan_attention(
     work: Tensor,
 ) -> Tensor:
     """Divide the attention of a pass evenly among thread blocks; for every layer of the pass.
+
+    For rows that the caller has laid out; `prepare_inputs` does it along with its own.
 
     The keys that the rows may see are cut into tiles of 64, and every block gets the same number of
     consecutive tiles, however ragged the requests are. Where a boundary falls depends on the whole

@@ -22,6 +22,7 @@ from p_eagle_cuda._registry import (
 from p_eagle_cuda.noise import Noise
 
 MAX_TOP_K = 16  # children of a tree node; as many as half a warp can hold, an entry a lane
+MAX_SAMPLES = 256 * 256  # mirrors csrc/head/tiles.h
 
 
 def _lm_head_topk(

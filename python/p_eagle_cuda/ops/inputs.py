@@ -21,9 +21,11 @@ from p_eagle_cuda._registry import (
     define,
     linear_workspace,
 )
+from p_eagle_cuda.ops.attention import plan_contract
 from p_eagle_cuda.reference import STATISTIC_COLUMNS, PreparedInputs
 
 MAX_TAPS = 8  # of the target's layers; mirrors csrc/ops.h
+MAX_HIDDEN = 8192  # on CUDA; mirrors csrc/bindings/inputs.cpp
 
 
 def _prepare_inputs(
@@ -44,6 +46,10 @@ def _prepare_inputs(
     row_start: Tensor,
     seq_lens: Tensor,
     sample_rows: Tensor,
+    work: Tensor | None,
+    num_heads: int,
+    num_kv_heads: int,
+    window: int,
 ) -> CpuBody:
     op, K = "prepare_inputs", num_speculative_tokens
     check(target_tokens.ndim == 1, f"{op}: `target_tokens` must be [T], got {target_tokens.ndim}-D")
@@ -70,6 +76,17 @@ def _prepare_inputs(
     check_tensor(op, "row_start", row_start, torch.int32, B + 1)
     check_tensor(op, "seq_lens", seq_lens, torch.int32, B)
     check_tensor(op, "sample_rows", sample_rows, torch.int32, B * K)
+    plan = None
+    if work is not None:
+        plan = plan_contract(
+            op, row_start, seq_lens, positions, num_heads, num_kv_heads,
+            block_table.shape[1] * block_size, window, False, work,
+        )  # fmt: skip
+    check(
+        work is not None or num_heads == num_kv_heads == window == 0,
+        f"{op}: `num_heads`, `num_kv_heads` and `window` are of a `work` map, got {num_heads}, "
+        f"{num_kv_heads} and {window} without one",
+    )
 
     def on_cpu() -> None:
         inputs = reference.prepare_inputs(
@@ -79,6 +96,8 @@ def _prepare_inputs(
         outputs = (token_ids, positions, slots, source_row, row_start, seq_lens, sample_rows)
         for output, result in zip(outputs, inputs, strict=True):
             output.copy_(result)
+        if plan is not None:
+            plan()
 
     return on_cpu
 
@@ -88,7 +107,8 @@ define(
     "Tensor num_rejected, Tensor next_tokens, Tensor block_table, int num_speculative_tokens, "
     "int mask_token_id, int block_size, int max_position, Tensor(a!) token_ids, "
     "Tensor(b!) positions, Tensor(c!) slots, Tensor(d!) source_row, Tensor(e!) row_start, "
-    "Tensor(f!) seq_lens, Tensor(g!) sample_rows) -> ()",
+    "Tensor(f!) seq_lens, Tensor(g!) sample_rows, Tensor(h!)? work, int num_heads, "
+    "int num_kv_heads, int window) -> ()",
     _prepare_inputs,
 )
 
@@ -105,6 +125,11 @@ def prepare_inputs(
     block_size: int,
     max_position: int,
     out: PreparedInputs | None = None,
+    *,
+    work: Tensor | None = None,
+    num_heads: int = 0,
+    num_kv_heads: int = 0,
+    window: int = 0,
 ) -> PreparedInputs:
     """Lay out the rows of a drafter pass from what the target has just computed and verified.
 
@@ -115,12 +140,17 @@ def prepare_inputs(
     next positions, with the mask token and no source row. Rejected rows have no drafter row. The
     logits of the last valid row and of the mask rows are the K drafts.
 
+    A request without valid rows has no drafter rows at all: nothing of it is read but its counts,
+    nothing is stored for it, its ``seq_lens`` is 0 and its ``sample_rows`` are -1. So a batch may
+    be padded, as for a captured graph, with requests for which ``query_start`` stays where it is.
+    Likewise a request that comes to its last position with a slot has no drafts past it, and the
+    others do not notice.
+
     Args:
         target_tokens: ``[T]`` int64, ids the target read; requests adjacent, in position order.
         target_positions: ``[T]`` int64, absolute, consecutive within a request.
-        query_start: ``[B + 1]`` int32, first row of each request, then their total, at most T. A
-            request without rows gets no drafter rows: padding of a captured batch.
-        num_rejected: ``[B]`` int32. A request whose rows are all rejected gets no drafter rows.
+        query_start: ``[B + 1]`` int32, first row of each request, then their total, at most T.
+        num_rejected: ``[B]`` int32; as many as a request has rows, or more: none is valid.
         next_tokens: ``[B]`` int64, the token that follows the last valid row: the target's own
             (bonus or corrected) token, or the next prompt token when a prompt comes in chunks.
         block_table: ``[B, max_blocks]`` int32, the cache block of each block_size positions.
@@ -129,12 +159,19 @@ def prepare_inputs(
         block_size: positions in one cache block.
         max_position: rows at or past this position get slot -1.
         out: Where to write, of the shapes below; allocated if None.
+        work: Where to write the map of the pass's attention, as `plan_attention` does for rows
+            without a tree, but in the same launch; from `allocate_attention`, whose zeros count
+            the kernel's thread blocks, or `slice_work`. None: no map.
+        num_heads: Nq; given with `work` only, as the next two are.
+        num_kv_heads: Nkv.
+        window: As in `paged_attention`.
 
     Returns:
         `PreparedInputs` with R = T + B * (K - 1) rows, real rows first; rows past ``row_start[B]``
         hold token 0, position 0, slot -1, source row -1. A slot is also -1 where the block table
         has no column or a negative block for the position; ``seq_lens`` ends before the first such
-        position, so that attention reads no key that nobody stored.
+        position, so that attention reads no key that nobody stored, and ``sample_rows`` are -1
+        from there on.
 
         Contents are not checked. Whatever they are, nothing outside of the tensors is accessed.
 
@@ -159,7 +196,8 @@ def prepare_inputs(
         )
     torch.ops.p_eagle.prepare_inputs(
         target_tokens, target_positions, query_start, num_rejected, next_tokens, block_table,
-        num_speculative_tokens, mask_token_id, block_size, max_position, *out,
+        num_speculative_tokens, mask_token_id, block_size, max_position, *out, work, num_heads,
+        num_kv_heads, window,
     )  # fmt: skip
     return out
 
@@ -292,8 +330,8 @@ def _embed_norm_concat(
     dtype = check_working_dtype(op, "hidden", hidden)
     (R, H), V = hidden.shape, embedding.shape[0]
     check(
-        not hidden.is_cuda or (H % 8 == 0 and H <= 8192),
-        f"{op}: H must be a multiple of 8, at most 8192, on CUDA, got {H}",
+        not hidden.is_cuda or (H % 8 == 0 and H <= MAX_HIDDEN),
+        f"{op}: H must be a multiple of 8, at most {MAX_HIDDEN}, on CUDA, got {H}",
     )
     check_tensor(op, "token_ids", token_ids, torch.int64, R)
     check_tensor(op, "source_row", source_row, torch.int32, R)

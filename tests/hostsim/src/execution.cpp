@@ -4,11 +4,6 @@
 
 namespace hostsim {
 
-Machine& machine() {
-  static Machine m;
-  return m;
-}
-
 Row& Execution::sink() {
   static Row row;
   return row;
@@ -69,14 +64,6 @@ std::string describe_lanes(Lanes lanes) {
     first = last;
   }
   return text.empty() ? "none" : text;
-}
-
-Lanes nonzero_lanes(Row const& row) {
-  Lanes lanes = 0;
-  for (int lane = 0; lane < kWarpSize; ++lane) {
-    lanes |= Lanes(row[lane] != 0) << lane;
-  }
-  return lanes;
 }
 
 }  // namespace hostsim

@@ -252,10 +252,19 @@ struct Machine {
   bool chance(int one_in) { return random() % uint64_t(one_in) == 0; }
 };
 
-Machine& machine();
+inline Machine& machine() {
+  static Machine m;
+  return m;
+}
 
 std::string describe_lanes(Lanes lanes);  // "0-3,7"
-Lanes nonzero_lanes(Row const& row);
+inline Lanes nonzero_lanes(Row const& row) {
+  Lanes lanes = 0;
+  for (int lane = 0; lane < kWarpSize; ++lane) {
+    lanes |= Lanes(row[lane] != 0) << lane;
+  }
+  return lanes;
+}
 
 // Appends a launch to the queue. Reports and returns false where no GPU would take it.
 bool enqueue(Kernel const& kernel, LaunchConfig const& config, std::vector<char> parameters);

@@ -182,6 +182,7 @@ Actor warpgroup_actor(Thread& thread, uint32_t epoch) {
 namespace {
 
 std::map<uint64_t, Buffer> g_buffers;  // by address
+Buffer* g_last_found = nullptr;        // by find_buffer; most accesses are to the same one
 
 // How far outside a buffer an address is still called out of its bounds.
 constexpr uint64_t kNearBytes = 1 << 20;
@@ -235,17 +236,29 @@ void register_buffer(std::string const& name, void* data, size_t size, bool read
     buffer.initialized.assign(size, 0);
   }
   g_buffers[reinterpret_cast<uint64_t>(data)] = std::move(buffer);
+  g_last_found = nullptr;
 }
 
-void unregister_buffer(void const* data) { g_buffers.erase(reinterpret_cast<uint64_t>(data)); }
+void unregister_buffer(void const* data) {
+  g_buffers.erase(reinterpret_cast<uint64_t>(data));
+  g_last_found = nullptr;
+}
 
 Buffer* find_buffer(uint64_t address) {
+  if (g_last_found != nullptr &&
+      address - reinterpret_cast<uint64_t>(g_last_found->data) < g_last_found->size) {
+    return g_last_found;
+  }
   auto const after = g_buffers.upper_bound(address);
   if (after == g_buffers.begin()) {
     return nullptr;
   }
-  auto const& [start, buffer] = *std::prev(after);
-  return address < start + buffer.size ? &std::prev(after)->second : nullptr;
+  auto& [start, buffer] = *std::prev(after);
+  if (address >= start + buffer.size) {
+    return nullptr;
+  }
+  g_last_found = &buffer;
+  return &buffer;
 }
 
 void mark_initialized(void const* data, size_t size) {

@@ -109,35 +109,48 @@ void remember_read(Shadow::Byte& byte, Stamp const& stamp, Actor const& actor) {
   byte.readers[machine().random() & 1] = stamp;
 }
 
+void check_byte(Shadow::Byte& byte, Stamp const& stamp, Actor const& actor, size_t offset,
+                Access access, char const* place, char const* what) {
+  bool const writes = access != Access::kRead;
+  if (!is_ordered(byte.writer, actor) && !both_atomic(byte.writer, actor)) {
+    report_race(writes ? "a write" : "a read", place, offset, what, "a write", byte.writer);
+  } else {
+    check_proxy(byte.writer, actor, offset, place, what);
+  }
+  if (!writes) {
+    remember_read(byte, stamp, actor);
+    return;
+  }
+  for (Stamp& reader : byte.readers) {
+    bool const ordered = is_ordered(reader, actor);
+    if (!ordered && both_atomic(reader, actor)) {
+      continue;  // no race, but no order either: a plain write may follow
+    }
+    if (!ordered) {
+      report_race("a write", place, offset, what, "a read", reader);
+    }
+    reader = {};
+  }
+  byte.writer = stamp;
+}
+
 }  // namespace
 
 void check_races(Shadow& shadow, Actor const& actor, size_t offset, size_t size, Access access,
                  char const* place, char const* what) {
-  bool const reads = access != Access::kWrite;
-  bool const writes = access != Access::kRead;
   Stamp const stamp{actor.agent, actor.epoch, actor.thread->grid().serial, actor.kind};
+  // Bytes next to each other mostly have one history, and then also one future.
+  Shadow::Byte before;
+  Shadow::Byte after;
   for (size_t i = offset; i < offset + size; ++i) {
     Shadow::Byte& byte = shadow.at(i);
-    if (!is_ordered(byte.writer, actor) && !both_atomic(byte.writer, actor)) {
-      report_race(writes ? "a write" : "a read", place, i, what, "a write", byte.writer);
-    } else {
-      check_proxy(byte.writer, actor, i, place, what);
+    if (i > offset && byte == before) {
+      byte = after;
+      continue;
     }
-    if (writes) {
-      for (Stamp& reader : byte.readers) {
-        bool const ordered = is_ordered(reader, actor);
-        if (!ordered && both_atomic(reader, actor)) {
-          continue;  // no race, but no order either: a plain write may follow
-        }
-        if (!ordered) {
-          report_race("a write", place, i, what, "a read", reader);
-        }
-        reader = {};
-      }
-      byte.writer = stamp;
-    } else if (reads) {
-      remember_read(byte, stamp, actor);
-    }
+    before = byte;
+    check_byte(byte, stamp, actor, i, access, place, what);
+    after = byte;
   }
 }
 

@@ -16,6 +16,7 @@ struct Stamp {
   uint32_t epoch = 0;
   uint32_t grid = 0;
   AccessKind kind = AccessKind::kPlain;
+  bool operator==(Stamp const&) const = default;
 };
 
 struct Shadow {
@@ -24,6 +25,7 @@ struct Shadow {
   struct Byte {
     Stamp writer;
     std::array<Stamp, 2> readers;
+    bool operator==(Byte const&) const = default;
   };
   static constexpr size_t kPageBytes = 256;
   using Page = std::array<Byte, kPageBytes>;
@@ -35,7 +37,8 @@ struct Shadow {
 };
 
 // Compares an access with those remembered, reports what is not ordered, and remembers it. `place`
-// names the memory, `offset` is the first byte in it.
+// names the memory, `offset` is the first byte in it. Of adjacent bytes with the same history the
+// first is reported.
 void check_races(Shadow& shadow, Actor const& actor, size_t offset, size_t size, Access access,
                  char const* place, char const* what);
 

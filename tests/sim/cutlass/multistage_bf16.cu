@@ -1,8 +1,9 @@
 // CUTLASS 2.x GEMM, D = A @ B^T: cp.async multistage pipeline, ldmatrix, mma.sync, the path of sm_80.
 #include <cutlass/gemm/device/gemm.h>
 
-extern "C" __attribute__((visibility("default"))) int run_gemm(int M, int N, int K, void const* a,
-                                                               void const* b, void* d) {
+extern "C" __attribute__((visibility("default"))) int run_multistage_bf16(int M, int N, int K,
+                                                                          void const* a,
+                                                                          void const* b, void* d) {
   using Element = cutlass::bfloat16_t;
   using Gemm = cutlass::gemm::device::Gemm<
       Element, cutlass::layout::RowMajor, Element, cutlass::layout::ColumnMajor, Element,

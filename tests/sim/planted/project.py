@@ -184,8 +184,20 @@ BUGS = (
     ),
     _prepare(
         "samples of requests without rows",
-        "has_rows ? int(end - K + k) : -1",
-        "int(end - K + k)",
+        "has_rows && row < end_of_stored ?",
+        "row < end_of_stored ?",
+        finds=WRONG_RESULT,
+    ),
+    _prepare(
+        "samples of rows without a slot",
+        "has_rows && row < end_of_stored ?",
+        "has_rows ?",
+        finds=WRONG_RESULT,
+    ),
+    _prepare(
+        "sample of the first row without a slot",
+        "row < end_of_stored ?",
+        "row <= end_of_stored ?",
         finds=WRONG_RESULT,
     ),
     _prepare(
@@ -210,6 +222,52 @@ BUGS = (
         "if (row < params.max_rows) {",
         "if (row <= params.max_rows) {",
         finds="memory",
+    ),
+    _prepare(
+        "arrival before a block's part is written",
+        "__syncthreads();  // the block's part is written, and the sums have been read",
+        finds="race",
+    ),
+    _prepare(
+        "who is last read without a barrier", "__syncthreads();  // is_last is known", finds="race"
+    ),
+    _prepare(
+        "arrival without a fence",
+        "  fence_device();  // what the CTA has stored comes before its arrival\n",
+        finds="race",
+        file="arrival.cuh",
+    ),
+    _prepare(
+        "map without a fence",
+        "  fence_device();  // what the others have stored before theirs comes before what is read "
+        "now\n",
+        finds="race",
+        file="arrival.cuh",
+    ),
+    _prepare(
+        "map by the last but one",
+        "arrives_last(&header->arrivals, gridDim.x)",
+        "arrives_last(&header->arrivals, gridDim.x - 1)",
+        finds="race",
+    ),
+    _prepare(
+        "map by every block",
+        "  if (shared.is_last) {\n",
+        "  {\n",
+        finds="race",
+    ),
+    _prepare(
+        "counter not reset",
+        "    *counter = 0;  // for the next kernel\n",
+        benign="the map's header is written as a whole",
+        file="arrival.cuh",
+    ),
+    _prepare(
+        "counter not left at zero",
+        "tiles_per_block, 0, {}};",
+        "tiles_per_block, 1, {}};",
+        finds=WRONG_RESULT,
+        file="attention_work.cuh",
     ),
     _embed(
         "warps' sums read without a barrier",

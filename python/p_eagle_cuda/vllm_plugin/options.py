@@ -1,0 +1,64 @@
+"""Options of the plugin: ``--additional-config '{"p_eagle_cuda": {...}}'``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from p_eagle_cuda.errors import ConfigError
+
+KEY = "p_eagle_cuda"
+
+
+@dataclass(frozen=True)
+class PluginOptions:
+    """What a user may choose.
+
+    Attributes:
+        enabled: Whether to take over at all.
+        cuda_graphs: Whether decoding passes are replayed as CUDA graphs. vLLM's ``enforce_eager``
+            turns them off, too.
+        max_target_rows: Prompt rows that go through the drafter's layers together.
+        linear: Backend of the linear layers, "auto", "fused" or "torch".
+        debug: Check all arguments and name the kernel that fails; slow.
+    """
+
+    enabled: bool = True
+    cuda_graphs: bool = True
+    max_target_rows: int = 2048
+    linear: str = "auto"
+    debug: bool = False
+
+    @classmethod
+    def read(cls, additional_config: object) -> PluginOptions:
+        """Take them from vLLM's configuration.
+
+        Raises:
+            ConfigError: An option is not known or of the wrong type.
+        """
+        given: Any = {}
+        if isinstance(additional_config, Mapping):
+            given = additional_config.get(KEY, {})
+        if not isinstance(given, Mapping):
+            raise ConfigError(f"{KEY}: expected an object of options, got {given!r}")
+        known = {field.name: field.default for field in fields(cls)}
+        for name, value in given.items():
+            if name not in known:
+                raise ConfigError(
+                    f"{KEY}: expected one of the options {sorted(known)}, got {name!r}"
+                )
+            if type(value) is not type(known[name]):
+                raise ConfigError(
+                    f"{KEY}: {name} must be of type {type(known[name]).__name__}, got {value!r}"
+                )
+        options = cls(**given)
+        if options.max_target_rows < 1:
+            raise ConfigError(
+                f"{KEY}: max_target_rows must be at least 1, got {options.max_target_rows}"
+            )
+        if options.linear not in ("auto", "fused", "torch"):
+            raise ConfigError(
+                f'{KEY}: linear must be "auto", "fused" or "torch", got {options.linear!r}'
+            )
+        return options

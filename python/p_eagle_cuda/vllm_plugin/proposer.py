@@ -1,0 +1,121 @@
+"""The drafter of vLLM's V1 model runner."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.v1.spec_decode.eagle import EagleProposer
+
+from p_eagle_cuda.errors import PEagleError
+from p_eagle_cuda.vllm_plugin.options import PluginOptions
+from p_eagle_cuda.vllm_plugin.serving import ServedDrafter
+from p_eagle_cuda.vllm_plugin.support import is_p_eagle, refusal
+
+logger = logging.getLogger("vllm.p_eagle_cuda")
+
+
+class PEagleProposer(EagleProposer):  # type: ignore[misc]  # vLLM has no types here
+    """vLLM's EAGLE proposer, with our kernels where vLLM is asked for a P-EAGLE drafter.
+
+    For everything else, and for what our kernels do not serve, it is vLLM's own, unchanged.
+    """
+
+    def __init__(
+        self,
+        vllm_config: Any,  # noqa: ANN401
+        device: torch.device,
+        runner: Any = None,  # noqa: ANN401
+    ) -> None:
+        """As vLLM constructs it, before there is a model."""
+        super().__init__(vllm_config, device, runner)
+        self._served: ServedDrafter | None = None
+
+    def load_model(self, target_model: Any) -> None:  # noqa: ANN401
+        """Load vLLM's module, and work with its weights if that is possible."""
+        super().load_model(target_model)
+        if not is_p_eagle(self.vllm_config):
+            return
+        try:
+            options = PluginOptions.read(self.vllm_config.additional_config)
+            reason = (
+                refusal(self.vllm_config, self.device.type) if options.enabled else "switched off"
+            )
+            if reason is None:
+                self._served = ServedDrafter(
+                    self.model, self.vllm_config, self.device, options, joins_taps=True
+                )
+        except PEagleError as error:
+            reason = str(error)
+        if self._served is None:
+            logger.warning("p_eagle_cuda steps aside, vLLM's own drafter serves: %s", reason)
+        else:
+            logger.info("p_eagle_cuda drafts: %s", self._served.describe())
+
+    @torch.inference_mode()
+    def propose(
+        self,
+        num_speculative_tokens: int,
+        target_token_ids: Tensor,
+        target_positions: Tensor,
+        target_hidden_states: Tensor,
+        next_token_ids: Tensor,
+        token_indices_to_sample: Tensor | None,
+        common_attn_metadata: Any,  # noqa: ANN401
+        sampling_metadata: Any,  # noqa: ANN401
+        mm_embed_inputs: Any = None,  # noqa: ANN401
+        num_rejected_tokens_gpu: Tensor | None = None,
+        slot_mappings: Any = None,  # noqa: ANN401
+    ) -> Tensor:
+        """Draft for the batch that the target has just run; see vLLM's own."""
+        if not self._is_ready():
+            drafts: Tensor = super().propose(
+                num_speculative_tokens, target_token_ids, target_positions, target_hidden_states,
+                next_token_ids, token_indices_to_sample, common_attn_metadata, sampling_metadata,
+                mm_embed_inputs, num_rejected_tokens_gpu, slot_mappings,
+            )  # fmt: skip
+            return drafts
+        assert self._served is not None
+        self.num_speculative_tokens = num_speculative_tokens
+        self._last_draft_probs = None
+        if target_positions.ndim == 2:  # of a target with M-RoPE; text has three times the same
+            target_positions = target_positions[0]
+        metadata = common_attn_metadata
+        num_requests = metadata.num_reqs
+        return self._served.propose(
+            tokens=target_token_ids,
+            positions=target_positions,
+            taps=(target_hidden_states,),
+            query_start=metadata.query_start_loc[: num_requests + 1],
+            num_rejected=num_rejected_tokens_gpu,
+            next_tokens=next_token_ids,
+            block_table=metadata.block_table_tensor[:num_requests],
+            k=num_speculative_tokens,
+        )
+
+    @torch.inference_mode()
+    def dummy_run(
+        self,
+        num_tokens: int,
+        use_cudagraphs: bool = True,
+        is_graph_capturing: bool = False,
+        slot_mappings: dict[str, Tensor] | None = None,
+    ) -> None:
+        """Record the graphs when vLLM records its own; otherwise there is nothing to warm up."""
+        if self._served is None:
+            super().dummy_run(num_tokens, use_cudagraphs, is_graph_capturing, slot_mappings)
+        elif is_graph_capturing and self._is_ready() and self._served is not None:
+            self._served.capture_graphs()
+
+    def _is_ready(self) -> bool:
+        """Whether our kernels serve; takes vLLM's caches when they have come."""
+        if self._served is None:
+            return False
+        try:
+            self._served.ensure_caches(self.model)
+        except PEagleError as error:
+            logger.warning("p_eagle_cuda steps aside, vLLM's own drafter serves: %s", error)
+            self._served = None
+        return self._served is not None

@@ -1,0 +1,192 @@
+"""A `Drafter` over the weights and caches of a serving engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from p_eagle_cuda.buffers import DeviceSize, PassLimits, batch_sizes_up_to, plan_buffers
+from p_eagle_cuda.config import DrafterConfig
+from p_eagle_cuda.drafter import Drafter
+from p_eagle_cuda.errors import ConfigError
+from p_eagle_cuda.fields import ConfigFields
+from p_eagle_cuda.vllm_plugin.caches import adopt_caches
+from p_eagle_cuda.vllm_plugin.options import PluginOptions
+from p_eagle_cuda.vllm_plugin.weights import adopt_weights
+
+SMALLEST_BLOCK = 16  # positions; before the caches are there, the block table may be so wide
+
+
+class ServedDrafter:
+    """Our drafter in the place of vLLM's module, over the same weights and caches."""
+
+    def __init__(
+        self,
+        module: Any,  # noqa: ANN401
+        vllm_config: Any,  # noqa: ANN401
+        device: torch.device,
+        options: PluginOptions,
+        *,
+        joins_taps: bool,
+    ) -> None:
+        """Adopt the weights, and hold the memory that the buffers will need.
+
+        vLLM measures what is in use before it allocates caches, and the buffers come after those.
+
+        Args:
+            module: vLLM's drafter, loaded.
+            vllm_config: vLLM's configuration.
+            device: Of the worker.
+            options: Of the plugin.
+            joins_taps: Whether the target's hidden states come side by side in one tensor.
+
+        Raises:
+            PEagleError: The checkpoint is not one that the kernels can run.
+        """
+        speculative, scheduler = vllm_config.speculative_config, vllm_config.scheduler_config
+        self._device, self._options = device, options
+        self._config = _read_config(speculative.draft_model_config)
+        self._is_eager = not options.cuda_graphs or bool(
+            getattr(speculative, "enforce_eager", False) or vllm_config.model_config.enforce_eager
+        )
+        max_position = min(
+            vllm_config.model_config.max_model_len, self._config.max_position_embeddings
+        )
+        self._weights = adopt_weights(module, self._config, max_position)
+        self._sizes = {
+            "num_speculative_tokens": speculative.num_speculative_tokens,
+            "max_requests": scheduler.max_num_seqs,
+            "max_target_rows": min(options.max_target_rows, scheduler.max_num_batched_tokens),
+        }
+        self._joins_taps = joins_taps and self._weights.fc_norms is None
+        self._drafter: Drafter | None = None
+        self._held: Tensor | None = torch.empty(
+            self._plan_bytes(), dtype=torch.uint8, device=device
+        )
+
+    def describe(self) -> str:
+        """What runs, in a line."""
+        weights = sum(x.numel() * x.element_size() for x in _shared_tensors(self._weights))
+        return (
+            f"K = {self._sizes['num_speculative_tokens']}, {self._weights.fc.dtype} weights of "
+            f"{weights / 2**20:.1f} MiB shared with vLLM, buffers of "
+            f"{self._plan_bytes() / 2**20:.1f} MiB, "
+            f"{'kernel by kernel' if self._is_eager else 'CUDA graphs'}"
+        )
+
+    def ensure_caches(self, module: Any) -> None:  # noqa: ANN401
+        """Build the drafter once vLLM's caches are there.
+
+        Raises:
+            PEagleError: They are of a kind that the kernels do not read.
+        """
+        if self._drafter is not None:
+            return
+        self._held = None
+        from vllm.platforms import current_platform
+
+        caches = adopt_caches(module, self._config, self._weights.fc.dtype)
+        is_cuda = self._device.type == "cuda"
+        self._drafter = Drafter(
+            self._config, self._weights, caches, **self._sizes, joined_taps=self._joins_taps,
+            linear=self._options.linear, cuda_graphs=not self._is_eager,
+            graph_pool=current_platform.get_global_graph_pool() if is_cuda else None,
+            debug=self._options.debug,
+        )  # fmt: skip
+
+    def capture_graphs(self) -> None:
+        """Record every graph, if that has not been done."""
+        assert self._drafter is not None
+        self._drafter.capture_graphs()
+
+    def propose(
+        self,
+        *,
+        tokens: Tensor,
+        positions: Tensor,
+        taps: tuple[Tensor, ...],
+        query_start: Tensor,
+        num_rejected: Tensor | None,
+        next_tokens: Tensor,
+        block_table: Tensor,
+        k: int,
+    ) -> Tensor:
+        """Draft, from vLLM's tensors.
+
+        Args:
+            tokens: ``[T]`` int32, the target's input ids.
+            positions: ``[T]`` int64.
+            taps: n tensors ``[T, Ht]``, or one ``[T, n Ht]``.
+            query_start: ``[B + 1]`` int32.
+            num_rejected: ``[B]`` int32; None when nothing was verified.
+            next_tokens: ``[B]`` int32.
+            block_table: ``[B, blocks]`` int32.
+            k: Tokens to draft; with 0 the rows are stored, and nothing is drafted.
+
+        Returns:
+            ``[B, k]`` int64, memory of the caller's own. What is not drafted is token 0.
+        """
+        assert self._drafter is not None
+        drafter, B, T = self._drafter, len(next_tokens), len(tokens)
+        if len(taps) == 1 and not self._joins_taps:
+            taps = tuple(taps[0].chunk(self._config.num_taps, dim=1))
+        if drafter.limits.batch_size(B, T) is not None:
+            given = drafter.static_inputs(B, T)
+            given.target_tokens.copy_(tokens)
+            given.target_positions.copy_(positions)
+            for static, tap in zip(given.taps, taps, strict=True):
+                static.copy_(tap)
+            given.query_start.copy_(query_start)
+            if num_rejected is None:
+                given.num_rejected.zero_()
+            else:
+                given.num_rejected.copy_(num_rejected)
+            given.next_tokens.copy_(next_tokens)
+            given = given._replace(block_table=block_table.contiguous())
+        else:
+            if num_rejected is None:
+                num_rejected = torch.zeros(B, dtype=torch.int32, device=self._device)
+            given = drafter.static_inputs(0, 0)._replace(
+                target_tokens=tokens.long(), target_positions=positions.long(),
+                taps=tuple(tap.contiguous() for tap in taps), query_start=query_start.contiguous(),
+                num_rejected=num_rejected, next_tokens=next_tokens.long(),
+                block_table=block_table.contiguous(),
+            )  # fmt: skip
+        drafts = drafter.propose(*given, k=max(k, 1))
+        # A copy, because the engine reads it while the next pass may run.
+        return drafts.token_ids[:, :k].clamp(min=0)
+
+    def _plan_bytes(self) -> int:
+        """Of the buffers, for the smallest blocks."""
+        limits = PassLimits(
+            **self._sizes, top_k=1, max_blocks=-(-len(self._weights.rope) // SMALLEST_BLOCK),
+            batch_sizes=batch_sizes_up_to(self._sizes["max_requests"]),
+            has_joined_taps=self._joins_taps,
+        )  # fmt: skip
+        size = DeviceSize.of(self._device, self._config.head_dim)
+        plan = plan_buffers(self._config, limits, self._weights.fc.dtype, size)
+        return sum(spec.num_bytes for spec in plan.values())
+
+
+def _read_config(draft_model_config: Any) -> DrafterConfig:  # noqa: ANN401
+    """The checkpoint's own config.json, which vLLM rewrites for some formats."""
+    path = Path(draft_model_config.model)
+    if path.is_dir():
+        return DrafterConfig.from_pretrained(path)
+    from vllm.transformers_utils.repo_utils import get_hf_file_to_dict
+
+    found = get_hf_file_to_dict(
+        "config.json", draft_model_config.model, draft_model_config.revision
+    )
+    if found is None:
+        raise ConfigError(f"{draft_model_config.model}: config.json is not found")
+    return DrafterConfig.from_fields(ConfigFields(found, Path(draft_model_config.model)))
+
+
+def _shared_tensors(weights: Any) -> list[Tensor]:  # noqa: ANN401
+    """The large tensors, which are vLLM's."""
+    layers = [t for x in weights.layers for t in (x.qkv, x.o, x.gate_up, x.down)]
+    return [weights.embedding, weights.fc, weights.lm_head, *layers]

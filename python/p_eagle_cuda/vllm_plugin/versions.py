@@ -1,0 +1,24 @@
+"""The versions of vLLM that this package knows."""
+
+from __future__ import annotations
+
+import re
+
+Release = tuple[int, int]
+
+# V1 runner: the oldest with the layout of paged caches that the kernels read, the newest tried.
+V1_VERSIONS: tuple[Release, Release] = (0, 27), (0, 33)
+# V2 runner, whose insides change with every release: those that were tried.
+V2_VERSIONS: tuple[Release, Release] = (0, 32), (0, 33)
+
+
+def unsupported_version(version: str, oldest: Release, newest: Release) -> str | None:
+    """Why the plugin does nothing in this version of vLLM; None if it works."""
+    found = re.match(r"(\d+)\.(\d+)", version)
+    if found is not None and oldest <= (int(found[1]), int(found[2])) <= newest:
+        return None
+    return f"expected vLLM {_shown(oldest)} to {_shown(newest)}, found {version}"
+
+
+def _shown(release: Release) -> str:
+    return ".".join(map(str, release))

@@ -1,0 +1,116 @@
+"""The weights of vLLM's drafter module as this package's kernels take them, without a copy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from p_eagle_cuda.config import DrafterConfig
+from p_eagle_cuda.errors import CheckpointError
+from p_eagle_cuda.rope import rope_table
+from p_eagle_cuda.weights import DrafterWeights, LayerWeights, _mask_heads, _project
+
+
+def adopt_weights(
+    module: Any,  # noqa: ANN401 - vLLM's module
+    config: DrafterConfig,
+    max_position: int,
+) -> DrafterWeights:
+    """Weights that share their memory with a loaded `Eagle3LlamaForCausalLM` or the Qwen3 kind.
+
+    vLLM packs queries, keys and values, and gates and ups, in the order that the kernels want.
+
+    Args:
+        module: vLLM's drafter, with all its weights on one device and not quantised.
+        config: Of the same checkpoint.
+        max_position: Positions of the rope table.
+
+    Raises:
+        CheckpointError: A weight is not there, or not as the configuration says.
+    """
+    core = module.model
+    H, V, Vd = config.hidden_size, config.vocab_size, config.draft_vocab_size
+    taps_width = config.num_taps * config.target_hidden_size
+    q_rows, kv_rows = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+
+    def weight(name: str, owner: Any, *shape: int, part: str = "weight") -> Tensor:  # noqa: ANN401
+        found = getattr(owner, part, None)
+        if not isinstance(found, Tensor):
+            raise CheckpointError(f"vLLM's drafter has no {name}.{part}")
+        found = found.detach()
+        # Vocabularies are padded to a multiple of 64.
+        if found.ndim == len(shape) and name in ("embed_tokens", "lm_head"):
+            found = found[: shape[0]]
+        if list(found.shape) != list(shape):
+            raise CheckpointError(
+                f"{name}.{part} of vLLM's drafter must have shape {list(shape)}, got "
+                f"{list(found.shape)}"
+            )
+        return found
+
+    def optional(name: str, owner: Any, *shape: int, part: str = "weight") -> Tensor | None:  # noqa: ANN401
+        return (
+            None if getattr(owner, part, None) is None else weight(name, owner, *shape, part=part)
+        )
+
+    def layer(index: int) -> LayerWeights:
+        block, at = core.layers[index], f"layers.{index}"
+        heads, width = block.self_attn, 2 * H if index == 0 else H
+        rows = q_rows + 2 * kv_rows
+        return LayerWeights(
+            input_norm=weight(f"{at}.input_layernorm", block.input_layernorm, H),
+            hidden_norm=(weight(f"{at}.hidden_norm", block.hidden_norm, H) if index == 0 else None),
+            qkv=weight(f"{at}.qkv_proj", heads.qkv_proj, rows, width),
+            qkv_bias=optional(f"{at}.qkv_proj", heads.qkv_proj, rows, part="bias"),
+            q_norm=(
+                weight(f"{at}.q_norm", heads.q_norm, config.head_dim) if config.qk_norm else None
+            ),
+            k_norm=(
+                weight(f"{at}.k_norm", heads.k_norm, config.head_dim) if config.qk_norm else None
+            ),
+            o=weight(f"{at}.o_proj", heads.o_proj, H, q_rows),
+            o_bias=optional(f"{at}.o_proj", heads.o_proj, H, part="bias"),
+            post_norm=weight(f"{at}.post_attention_layernorm", block.post_attention_layernorm, H),
+            gate_up=weight(
+                f"{at}.gate_up_proj", block.mlp.gate_up_proj, 2 * config.intermediate_size, H
+            ),
+            down=weight(f"{at}.down_proj", block.mlp.down_proj, H, config.intermediate_size),
+        )
+
+    fc = weight("fc", core.fc, H, taps_width)
+    input_norm = (
+        weight("input_norm", core.input_norm, taps_width) if config.norm_before_fc else None
+    )
+    fc_norms = None
+    if config.fc_norm:
+        fc_norms = torch.stack(
+            [
+                weight(f"fc_norm.{i}", norm, config.target_hidden_size)
+                for i, norm in enumerate(core.fc_norm)
+            ]
+        )
+    mask_taps = module.mask_hidden.detach().flatten().to(device=fc.device, dtype=fc.dtype)
+    mask_hidden = _project(mask_taps, fc, input_norm, fc_norms, config.rms_norm_eps)
+    embedding = weight("embed_tokens", core.embed_tokens, V, H)
+    layers = tuple(layer(i) for i in range(config.num_layers))
+    offsets = module.draft_id_to_target_id
+    draft_to_target = None
+    if offsets is not None:
+        draft_to_target = torch.arange(Vd, device=fc.device) + offsets.detach()
+    return DrafterWeights(
+        embedding=embedding,
+        fc=fc,
+        input_norm=input_norm,
+        fc_norms=fc_norms,
+        mask_hidden=mask_hidden,
+        mask_heads=_mask_heads(
+            layers[0], embedding[config.mask_token_id], mask_hidden, config.rms_norm_eps
+        ),
+        layers=layers,
+        norm=weight("norm", core.norm, H),
+        lm_head=weight("lm_head", module.lm_head, Vd, H),
+        draft_to_target=draft_to_target,
+        rope=rope_table(config.rope, config.head_dim, max_position).to(fc.device),
+    )

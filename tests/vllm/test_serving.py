@@ -1,0 +1,137 @@
+"""The bundled pair in the real vLLM, with its own drafter and with ours, on both model runners."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_fixtures import Serve, Served
+from tokenizers import Tokenizer
+
+from p_eagle_cuda import drafter
+from p_eagle_cuda.bundled import bundled_drafter, bundled_target
+
+pytest_plugins = ["engine_fixtures"]
+
+K = 5
+SPECULATIVE = {
+    "method": "eagle3", "model": str(bundled_drafter()), "num_speculative_tokens": K,
+    "parallel_drafting": True,
+}  # fmt: skip
+ENGINE: dict[str, Any] = {
+    "model": str(bundled_target()), "dtype": "float32", "max_model_len": 256, "max_num_seqs": 16,
+    "max_num_batched_tokens": 192, "enforce_eager": True, "enable_prefix_caching": False,
+    "async_scheduling": False,
+}  # fmt: skip
+
+
+@cache
+def source_tokens() -> list[int]:
+    """Code for prompts."""
+    tokenizer = Tokenizer.from_file(str(bundled_target() / "tokenizer.json"))
+    return list(tokenizer.encode(Path(drafter.__file__).read_text()).ids)
+
+
+def prompt(index: int, length: int) -> list[int]:
+    start = 37 * index
+    return source_tokens()[start : start + length]
+
+
+def request(index: int, length: int, max_tokens: int, **more: Any) -> dict[str, Any]:
+    sampling = {"temperature": 0.0, "max_tokens": max_tokens, **more.pop("sampling", {})}
+    return {"prompt": prompt(index, length), "sampling": sampling, **more}
+
+
+# One request alone; then sixteen of all lengths, some longer than a step takes, of which one is
+# aborted; requests end at different times and leave room.
+GREEDY = [
+    [request(0, 9, 24)],
+    [
+        *(request(i, 1 + 7 * i, 6 + 2 * i) for i in range(15)),
+        request(15, 200, 20, abort_after=9),
+    ],
+]
+
+
+@pytest.fixture(scope="module")
+def plain(serve: Serve) -> Served:
+    return serve(GREEDY, speculative=None, **ENGINE)
+
+
+@pytest.fixture(scope="module")
+def of_vllm(serve: Serve) -> Served:
+    """VLLM's own drafter; the plugin is off."""
+    return serve(GREEDY, speculative=SPECULATIVE, plugin=False, **ENGINE)
+
+
+def assert_ours_on(served: Served, runner: str) -> None:
+    assert [x for x in served.log if "drafts" in x and x.startswith("INFO")], served.log
+    assert not [x for x in served.log if x.startswith("WARNING")], served.log
+    assert (".gpu." in served.runner) == (runner == "V2"), served.runner
+
+
+def without_aborted(served: Served) -> list[list[list[int] | None]]:
+    return [[ids for ids in batch if ids is not None] for batch in served.outputs]
+
+
+@pytest.mark.parametrize("runner", ["V1", "V2"])
+def test_ours_drafts_what_vllms_own_does(
+    runner: str, plain: Served, of_vllm: Served, serve: Serve
+) -> None:
+    """Same text as without speculation, same drafts and counters as vLLM's own drafter."""
+    ours = serve(GREEDY, speculative=SPECULATIVE, v2=runner == "V2", **ENGINE)
+    assert_ours_on(ours, runner)
+    assert without_aborted(ours) == without_aborted(plain) == without_aborted(of_vllm)
+    assert ours.counters["num_drafts"] > 50
+    if runner == "V1":
+        assert ours.drafts == of_vllm.drafts
+        assert ours.counters == of_vllm.counters
+    else:  # batches are put together in another order
+        theirs = of_vllm.counters
+        found = 1 + ours.counters["num_accepted_tokens"] / ours.counters["num_drafts"]
+        expected = 1 + theirs["num_accepted_tokens"] / theirs["num_drafts"]
+        assert found == pytest.approx(expected, rel=0.01)
+        first = lambda served: [step[0] for step in served.drafts[:8]]  # noqa: E731
+        assert first(ours) == first(of_vllm)
+
+
+@pytest.mark.parametrize("runner", ["V1", "V2"])
+def test_fp8_cache_small_memory_and_seeds(runner: str, plain: Served, serve: Serve) -> None:
+    """An FP8 cache in blocks of 32, requests that are preempted, and sampling with seeds."""
+    sampled = [
+        [request(i, 20 + i, 24, sampling={"temperature": 0.8, "seed": 7 + i}) for i in range(3)]
+    ] * 2
+    ours = serve(
+        [*GREEDY, *sampled], speculative=SPECULATIVE, v2=runner == "V2",
+        **{**ENGINE, "kv_cache_dtype": "fp8", "block_size": 32, "num_gpu_blocks_override": 24},
+    )  # fmt: skip
+    assert_ours_on(ours, runner)
+    assert ours.outputs[2] == ours.outputs[3], "the same seeds gave another text"
+    assert all(len(ids or ()) == 24 for ids in ours.outputs[2])
+    # The target's own cache is FP8 too, so that its text may differ; most of it does not.
+    length = 1 + ours.counters["num_accepted_tokens"] / ours.counters["num_drafts"]
+    assert length > 1.5, ours.counters
+
+
+REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "an option that there is not": (
+        {}, {"additional_config": {"p_eagle_cuda": {"wieghts": "fp8"}}}, "got 'wieghts'"
+    ),
+    "probabilistic drafts": (
+        {"draft_sample_method": "probabilistic"}, {}, 'draft_sample_method is "probabilistic"'
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_vllms_own_serves_where_ours_cannot(name: str, plain: Served, serve: Serve) -> None:
+    """With one warning that says why."""
+    speculative, engine, reason = REFUSED[name]
+    served = serve(GREEDY[:1], speculative={**SPECULATIVE, **speculative}, **{**ENGINE, **engine})
+    warnings = [x for x in served.log if x.startswith("WARNING")]
+    assert len(warnings) == 1, served.log
+    assert reason in warnings[0]
+    assert "vLLM's own drafter serves" in warnings[0]
+    assert served.outputs[0] == plain.outputs[0]
