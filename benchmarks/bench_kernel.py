@@ -64,8 +64,8 @@ class Setting(NamedTuple):
 
 
 def prepare_inputs(s: Setting) -> Kernel:
-    """Latency alone: it moves a few numbers per row."""
-    B, K = s.case.batch, s.case.k
+    """Latency alone: it moves a few numbers per row, and the map of attention."""
+    shape, (B, K) = s.shape, (s.case.batch, s.case.k)
     T, R = B * (K + 1), B * 2 * K
     columns = -(-max(s.case.positions()) // BLOCK_SIZE)
     table = torch.arange(B * columns, dtype=torch.int32, device=s.device).view(B, columns)
@@ -76,11 +76,17 @@ def prepare_inputs(s: Setting) -> Kernel:
     rejected = s.int32([K - a for a in s.case.num_accepted()])
     arguments = (tokens, positions, start, rejected, tokens[:B].clone(), table, K, 0, BLOCK_SIZE)
     out = ops.prepare_inputs(*arguments, columns * BLOCK_SIZE)
+    work = ops.allocate_attention(
+        R, B, shape.num_heads, shape.num_kv_heads, shape.head_dim, s.device
+    ).work
 
     def call() -> object:
-        return ops.prepare_inputs(*arguments, columns * BLOCK_SIZE, out=out)
+        return ops.prepare_inputs(
+            *arguments, columns * BLOCK_SIZE, out=out, work=work, num_heads=shape.num_heads,
+            num_kv_heads=shape.num_kv_heads,
+        )  # fmt: skip
 
-    return Kernel(T * 16 + R * 28 + B * K * 4, {"ours": [call] * 8})
+    return Kernel(T * 16 + R * 28 + B * K * 4 + work.nbytes, {"ours": [call] * 8})
 
 
 def embed_norm_concat(s: Setting) -> Kernel:
@@ -147,7 +153,7 @@ def attention(s: Setting) -> Kernel:
 
 
 def plan_attention(s: Setting) -> Kernel:
-    """Latency alone, once in a pass."""
+    """The map by itself, as tree verification needs it; a pass gets it with its inputs."""
     shape, B = s.shape, s.case.batch
     per_request = [a + s.case.k for a in s.case.num_accepted()]
     starts = s.int32([sum(per_request[:b]) for b in range(B + 1)])

@@ -26,7 +26,7 @@ from timing import environment, write_json
 SECTOR = 32
 # Which phases of `floor` a kernel has, by the ops that launch it in the order of a pass.
 PHASES = {
-    "prepare_inputs": (), "project_taps": ("fc",), "plan_attention": (),
+    "prepare_inputs": (), "project_taps": ("fc",),
     "embed_norm_concat": ("inputs",), "qkv_rope_cache": ("qkv of the first layer", "qkv"),
     "paged_attention": ("attention",), "o": ("o",), "norm_swiglu": ("gate_up",),
     "down": ("down",), "lm_head_topk": ("head",),
@@ -71,7 +71,7 @@ def simulate(options: Namespace) -> dict[str, Any]:
 def by_kernel(launches: list[Any], num_layers: int, case: Case) -> list[dict[str, Any]]:
     """Sums over the launches of each op, in the order of a pass."""
     layer = ["qkv_rope_cache", "paged_attention", "o", "norm_swiglu", "down"]
-    names = ["prepare_inputs", "project_taps", "plan_attention", "embed_norm_concat"]
+    names = ["prepare_inputs", "project_taps", "embed_norm_concat"]
     names += [*layer * num_layers, "lm_head_topk"]
     if len(launches) != len(names):
         raise PEagleError(f"expected {len(names)} launches, got {len(launches)}")

@@ -102,3 +102,22 @@ def test_measures_on_a_gpu(bench_linear: ModuleType) -> None:
     report = bench_linear.measure(["bundled"], [4], ["bf16"], torch.device("cuda"))
     assert all(row["fused"]["median_us"] > 0 for row in report["results"])
     assert "bundled qkv" in bench_linear.table(report)
+
+
+def test_every_kernel_can_be_called() -> None:
+    """On a CPU the ops are the reference; each returns what a pass would go on with."""
+    bench_kernel = load("bench_kernel")
+    case = bench_kernel.Case(3, 2, 20, "ragged")
+    for name, make in bench_kernel.KERNELS.items():
+        setting = bench_kernel.Setting(
+            bench_kernel.DRAFTERS["bundled"], case, "bf16", torch.device("cpu")
+        )
+        kernel = make(setting)
+        assert kernel.bytes > 0
+        for call in kernel.candidates["ours"]:
+            found = call()
+            tensors = found if isinstance(found, tuple) else [found]
+            assert all(x.isfinite().all() for x in tensors if x.is_floating_point()), name
+        for call in kernel.candidates.get("cublas", []):
+            call()
+    assert setting.num_rows == (0 + 2) + (1 + 2) + (2 + 2)
