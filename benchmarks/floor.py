@@ -48,8 +48,8 @@ def phases(
         return Phase(name, N * K * weight_bytes, 2 * N * K * num_rows)
 
     # bf16 rows: the taps, and an embedding for each real row and one for all mask rows.
-    inputs = Phase("inputs", 2 * (real * shape.num_taps * H + (real + 1) * H), 0)
-    found = [inputs, linear("fc", real)]
+    taps = Phase("taps", 2 * real * shape.num_taps * H, 0)
+    found = [taps, linear("fc", real), Phase("embedding", 2 * (real + 1) * H, 0)]
     for i in range(shape.num_layers):
         is_last = i == shape.num_layers - 1
         on = sampled if is_last else rows

@@ -60,7 +60,7 @@ parallel() { tests --timeout=120 -n "$((cores < $1 ? cores : $1))" "${@:2}"; }
 export -f bench tests parallel
 export root work out dry python cores
 
-# ---- Steps: seconds, and what to do. All run in the root of the repository. -----------------------
+# ---- Steps: seconds, and what to do. All run in the root of the repository. ----------------------
 
 environment_s=60
 environment() {
@@ -193,7 +193,7 @@ counters() {
   return 1
 }
 
-# ---- One step after the other ---------------------------------------------------------------------
+# ---- One step after the other --------------------------------------------------------------------
 
 export -f sanitized "${STEPS[@]}"
 command_line="benchmarks/gpu_check.sh --out DIR${only:+ --only $only}${dry:+ --dry-run}"
