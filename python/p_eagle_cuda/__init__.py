@@ -10,9 +10,23 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
-_HOME = {"Drafter": "drafter", "DrafterConfig": "config", "SpeculativeEngine": "engine"}
+_HOME = {
+    "Drafter": "drafter",
+    "DrafterConfig": "config",
+    "DraftLengthPolicy": "draft_length",
+    "PEagleProposer": "vllm_plugin.proposer",  # needs vLLM
+    "SpeculativeEngine": "engine",
+}
 
-__all__ = ["Drafter", "DrafterConfig", "SpeculativeEngine", "__version__", "ops"]
+__all__ = [
+    "DraftLengthPolicy",
+    "Drafter",
+    "DrafterConfig",
+    "PEagleProposer",
+    "SpeculativeEngine",
+    "__version__",
+    "ops",
+]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the attribute is

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,13 +19,12 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Served:
-    """What `run_engine.py` tells."""
+    """What `run_engine.py` tells, and lines of the log that are ours."""
 
     outputs: list[list[list[int] | None]]
     drafts: list[list[list[int]]]
     counters: dict[str, Any]
     log: list[str]
-    runner: str
 
 
 @pytest.fixture(scope="session")
@@ -81,6 +81,7 @@ def serve(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> Serve:
             env=environment, capture_output=True, text=True, timeout=600, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-        return Served(**json.loads((folder / "result.json").read_text()))
+        log = re.findall(r"((?:INFO|WARNING).*\bp_eagle_cuda\b.*)", done.stdout + done.stderr)
+        return Served(**json.loads((folder / "result.json").read_text()), log=log)
 
     return run

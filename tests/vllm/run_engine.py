@@ -4,13 +4,12 @@
 
 The case: `engine`, arguments of `vllm.LLM`; `batches`, each a list of {"prompt": token ids,
 "sampling": arguments of SamplingParams, "abort_after": engine steps}. The result: token ids of each
-request, the drafts of each step, vLLM's counters, and what the plugin has logged.
+request, the drafts of each step, and vLLM's counters.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,16 +18,8 @@ from typing import Any
 def main(case_path: str, result_path: str) -> None:
     """Run a case."""
     case = json.loads(Path(case_path).read_text())
-    log: list[str] = []
-
-    class Listener(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            log.append(f"{record.levelname}: {record.getMessage()}")
-
     from vllm import LLM
 
-    # vLLM configures its loggers when it is imported.
-    logging.getLogger("vllm.p_eagle_cuda").addHandler(Listener())
     drafts = _record_drafts()
     llm = LLM(**case["engine"], disable_log_stats=False)
     outputs = [_serve(llm, batch) for batch in case["batches"]]
@@ -38,10 +29,7 @@ def main(case_path: str, result_path: str) -> None:
         for metric in llm.get_metrics()
         if "spec_decode" in metric.name
     }
-    result = {
-        "outputs": outputs, "drafts": drafts, "counters": counters, "log": log,
-        "runner": type(llm.llm_engine.model_executor.driver_worker.worker.model_runner).__module__,
-    }  # fmt: skip
+    result = {"outputs": outputs, "drafts": drafts, "counters": counters}
     Path(result_path).write_text(json.dumps(result))
 
 

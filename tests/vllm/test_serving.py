@@ -47,10 +47,10 @@ def request(index: int, length: int, max_tokens: int, **more: Any) -> dict[str, 
 # One request alone; then sixteen of all lengths, some longer than a step takes, of which one is
 # aborted; requests end at different times and leave room.
 GREEDY = [
-    [request(0, 9, 24)],
+    [request(0, 9, 16)],
     [
-        *(request(i, 1 + 7 * i, 6 + 2 * i) for i in range(15)),
-        request(15, 200, 20, abort_after=9),
+        *(request(i, 1 + 7 * i, 4 + i) for i in range(15)),
+        request(15, 200, 20, abort_after=5),
     ],
 ]
 
@@ -67,9 +67,9 @@ def of_vllm(serve: Serve) -> Served:
 
 
 def assert_ours_on(served: Served, runner: str) -> None:
-    assert [x for x in served.log if "drafts" in x and x.startswith("INFO")], served.log
+    (taken,) = [x for x in served.log if "p_eagle_cuda drafts" in x]
+    assert ("on the V2 runner" in taken) == (runner == "V2"), taken
     assert not [x for x in served.log if x.startswith("WARNING")], served.log
-    assert (".gpu." in served.runner) == (runner == "V2"), served.runner
 
 
 def without_aborted(served: Served) -> list[list[list[int] | None]]:
@@ -84,7 +84,7 @@ def test_ours_drafts_what_vllms_own_does(
     ours = serve(GREEDY, speculative=SPECULATIVE, v2=runner == "V2", **ENGINE)
     assert_ours_on(ours, runner)
     assert without_aborted(ours) == without_aborted(plain) == without_aborted(of_vllm)
-    assert ours.counters["num_drafts"] > 50
+    assert ours.counters["num_drafts"] > 40
     if runner == "V1":
         assert ours.drafts == of_vllm.drafts
         assert ours.counters == of_vllm.counters
@@ -101,7 +101,7 @@ def test_ours_drafts_what_vllms_own_does(
 def test_fp8_cache_small_memory_and_seeds(runner: str, plain: Served, serve: Serve) -> None:
     """An FP8 cache in blocks of 32, requests that are preempted, and sampling with seeds."""
     sampled = [
-        [request(i, 20 + i, 24, sampling={"temperature": 0.8, "seed": 7 + i}) for i in range(3)]
+        [request(i, 20 + i, 12, sampling={"temperature": 0.8, "seed": 7 + i}) for i in range(3)]
     ] * 2
     ours = serve(
         [*GREEDY, *sampled], speculative=SPECULATIVE, v2=runner == "V2",
@@ -109,7 +109,7 @@ def test_fp8_cache_small_memory_and_seeds(runner: str, plain: Served, serve: Ser
     )  # fmt: skip
     assert_ours_on(ours, runner)
     assert ours.outputs[2] == ours.outputs[3], "the same seeds gave another text"
-    assert all(len(ids or ()) == 24 for ids in ours.outputs[2])
+    assert all(len(ids or ()) == 12 for ids in ours.outputs[2])
     # The target's own cache is FP8 too, so that its text may differ; most of it does not.
     length = 1 + ours.counters["num_accepted_tokens"] / ours.counters["num_drafts"]
     assert length > 1.5, ours.counters

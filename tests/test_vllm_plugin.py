@@ -1,0 +1,257 @@
+"""The parts of the vLLM plugin that need no vLLM; `tests/vllm` has the real engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from checkpoints import write_drafter
+from drafter_variants import VARIANTS
+from p_eagle_cuda import vllm_plugin
+from p_eagle_cuda.config import DrafterConfig
+from p_eagle_cuda.errors import CheckpointError, ConfigError
+from p_eagle_cuda.vllm_plugin.caches import adopt_caches
+from p_eagle_cuda.vllm_plugin.options import PluginOptions
+from p_eagle_cuda.vllm_plugin.support import is_p_eagle, refusal
+from p_eagle_cuda.vllm_plugin.versions import V1_VERSIONS, V2_VERSIONS, unsupported_version
+from p_eagle_cuda.vllm_plugin.weights import adopt_weights
+from p_eagle_cuda.weights import DrafterWeights, load_drafter_weights
+
+# ---- Versions and options ------------------------------------------------------------------------
+
+
+def test_versions() -> None:
+    for version in ("0.27.1", "0.33.0", "0.33.0rc1+cpu"):
+        assert unsupported_version(version, *V1_VERSIONS) is None
+    for version in ("0.26.0", "0.34.0", "1.0", "dev"):
+        reason = unsupported_version(version, *V1_VERSIONS)
+        assert reason == f"expected vLLM 0.27 to 0.33, found {version}"
+    assert unsupported_version("0.31.0", *V2_VERSIONS) is not None
+    assert unsupported_version("0.32.0", *V2_VERSIONS) is None
+
+
+def test_options() -> None:
+    assert PluginOptions.read({}) == PluginOptions.read(None) == PluginOptions()
+    found = PluginOptions.read({"p_eagle_cuda": {"cuda_graphs": False, "max_target_rows": 7}})
+    assert found == PluginOptions(cuda_graphs=False, max_target_rows=7)
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ([1], r"expected an object of options, got \[1\]"),
+        ({"graphs": True}, "expected one of the options .*'cuda_graphs'.* got 'graphs'"),
+        ({"cuda_graphs": 1}, "cuda_graphs must be of type bool, got 1"),
+        ({"max_target_rows": True}, "max_target_rows must be of type int, got True"),
+        ({"max_target_rows": 0}, "max_target_rows must be at least 1, got 0"),
+        ({"linear": "cublas"}, '"auto", "fused" or "torch", got \'cublas\''),
+    ],
+)
+def test_wrong_options(given: Any, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        PluginOptions.read({"p_eagle_cuda": given})
+
+
+def test_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of vLLM is imported, which is not there."""
+    monkeypatch.setenv("P_EAGLE_CUDA_DISABLE", "1")
+    monkeypatch.setitem(vllm_plugin._state, "registered", False)
+    vllm_plugin.register()
+    assert vllm_plugin._state["registered"]
+    monkeypatch.delenv("P_EAGLE_CUDA_DISABLE")
+    vllm_plugin.register()  # once is enough
+
+
+# ---- What is refused -----------------------------------------------------------------------------
+
+
+def config_of(**changes: Any) -> Any:
+    """VLLM's configuration as far as it is looked at; paths are joined by two underscores."""
+    config = SimpleNamespace(
+        speculative_config=SimpleNamespace(
+            method="eagle3", parallel_drafting=True, draft_sample_method="greedy",
+            disable_padded_drafter_batch=False,
+            draft_parallel_config=SimpleNamespace(tensor_parallel_size=1),
+            draft_model_config=SimpleNamespace(
+                uses_mrope=False, quantization=None, hf_config=SimpleNamespace(),
+                head_size=64, get_head_size=lambda: config.head_size,
+            ),
+        ),
+        model_config=SimpleNamespace(supports_multimodal_inputs=False, dtype=torch.bfloat16),
+        parallel_config=SimpleNamespace(pipeline_parallel_size=1),
+        lora_config=None, head_size=64,
+    )  # fmt: skip
+    for path, value in changes.items():
+        *parents, name = path.split("__")
+        owner = config
+        for parent in parents:
+            owner = getattr(owner, parent)
+        setattr(owner, name, value)
+    return config
+
+
+def test_what_is_ours() -> None:
+    assert is_p_eagle(config_of())
+    assert not is_p_eagle(config_of(speculative_config__parallel_drafting=False))
+    assert not is_p_eagle(config_of(speculative_config__method="eagle"))
+
+
+def test_nothing_is_refused_that_works() -> None:
+    assert refusal(config_of(), "cpu") is None
+    assert refusal(config_of(), "cuda") is None
+    assert refusal(config_of(model_config__dtype=torch.float32), "cpu") is None
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "reason"),
+    [
+        ("speculative_config__draft_model_config__uses_mrope", True, "M-RoPE"),
+        ("model_config__supports_multimodal_inputs", True, "multimodal"),
+        ("speculative_config__draft_parallel_config__tensor_parallel_size", 2, "several GPUs"),
+        ("parallel_config__pipeline_parallel_size", 2, "pipeline stages"),
+        ("parallel_config__decode_context_parallel_size", 2, "contexts are split"),
+        ("parallel_config__prefill_context_parallel_size", 2, "contexts are split"),
+        ("speculative_config__draft_model_config__quantization", "fp8", "is quantised"),
+        ("speculative_config__use_heterogeneous_vocab", True, "different vocabularies"),
+        ("speculative_config__draft_sample_method", "probabilistic", '"probabilistic"'),
+        ("speculative_config__draft_model_config__hf_config__logit_scale", 0.5, "scales its"),
+        ("lora_config", object(), "LoRA"),
+        ("watermark_config", object(), "watermarked"),
+        ("speculative_config__enable_adaptive_verification", True, "adaptive"),
+        ("speculative_config__disable_padded_drafter_batch", True, "not padded"),
+        ("head_size", 96, "have size 96, the kernels take 64 or 128"),
+        ("model_config__dtype", torch.float32, "take bfloat16 and float16"),
+    ],
+)
+def test_what_is_refused(path: str, value: Any, reason: str) -> None:
+    found = refusal(config_of(**{path: value}), "cuda")
+    assert found is not None
+    assert reason in found
+    assert "\n" not in found
+
+
+def test_other_devices_are_refused() -> None:
+    assert refusal(config_of(), "xpu") == "there are no kernels for xpu"
+
+
+# ---- Weights and caches --------------------------------------------------------------------------
+
+
+def module_of(weights: DrafterWeights, mask_taps: torch.Tensor) -> Any:
+    """VLLM's module with these weights, as far as it is looked at; vocabularies are padded."""
+
+    def linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Any:
+        return SimpleNamespace(weight=weight, bias=bias)
+
+    def padded(weight: torch.Tensor) -> Any:
+        rows = -(-len(weight) // 64) * 64 - len(weight)
+        return linear(torch.cat([weight, weight.new_full((rows, weight.shape[1]), torch.nan)]))
+
+    layers = [
+        SimpleNamespace(
+            input_layernorm=linear(x.input_norm),
+            hidden_norm=linear(x.input_norm if x.hidden_norm is None else x.hidden_norm),
+            self_attn=SimpleNamespace(
+                qkv_proj=linear(x.qkv, x.qkv_bias), q_norm=linear(x.q_norm),
+                k_norm=linear(x.k_norm), o_proj=linear(x.o, x.o_bias), attn=SimpleNamespace(),
+            ),
+            post_attention_layernorm=linear(x.post_norm),
+            mlp=SimpleNamespace(gate_up_proj=linear(x.gate_up), down_proj=linear(x.down)),
+        )
+        for x in weights.layers
+    ]  # fmt: skip
+    core = SimpleNamespace(
+        embed_tokens=padded(weights.embedding), fc=linear(weights.fc), layers=layers,
+        norm=linear(weights.norm),
+        input_norm=None if weights.input_norm is None else linear(weights.input_norm),
+        fc_norm=None if weights.fc_norms is None else [linear(x) for x in weights.fc_norms],
+    )  # fmt: skip
+    offsets = None
+    if weights.draft_to_target is not None:
+        offsets = weights.draft_to_target - torch.arange(len(weights.draft_to_target))
+    return SimpleNamespace(
+        model=core, lm_head=padded(weights.lm_head), mask_hidden=mask_taps.view(1, -1),
+        draft_id_to_target_id=offsets,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_weights_are_shared(variant: str, tmp_path: Path) -> None:
+    tensors = write_drafter(tmp_path, **VARIANTS[variant])
+    config = DrafterConfig.from_pretrained(tmp_path)
+    expected = load_drafter_weights(tmp_path, config, dtype=torch.float32)
+    module = module_of(expected, tensors["mask_hidden"].float())
+    found = adopt_weights(module, config, len(expected.rope))
+    for name, value in vars(expected).items():
+        if name == "layers":
+            for x, y in zip(found.layers, value, strict=True):
+                for part in vars(y):
+                    one, other = getattr(x, part), getattr(y, part)
+                    assert (one is None) == (other is None), part
+                    if one is not None:
+                        assert one.data_ptr() == other.data_ptr(), part
+        elif value is None:
+            assert getattr(found, name) is None, name
+        else:
+            assert torch.equal(getattr(found, name), value), name
+    assert found.fc.data_ptr() == expected.fc.data_ptr()
+    assert found.lm_head.data_ptr() == module.lm_head.weight.data_ptr()
+
+
+def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    tensors = write_drafter(tmp_path)
+    config = DrafterConfig.from_pretrained(tmp_path)
+    weights = load_drafter_weights(tmp_path, config, dtype=torch.float32)
+    module = module_of(weights, tensors["mask_hidden"].float())
+    layer = module.model.layers[1]
+    good = layer.mlp.down_proj
+    layer.mlp.down_proj = SimpleNamespace(weight=torch.empty(0), bias=None)
+    with pytest.raises(CheckpointError, match=r"layers\.1\.down_proj\.weight of vLLM's drafter"):
+        adopt_weights(module, config, 16)
+    layer.mlp.down_proj = SimpleNamespace(bias=None)
+    with pytest.raises(CheckpointError, match=r"has no layers\.1\.down_proj\.weight"):
+        adopt_weights(module, config, 16)
+    layer.mlp.down_proj = good
+    adopt_weights(module, config, 16)
+
+
+def module_with_caches(stored: torch.Tensor, dtype: str, num_layers: int) -> Any:
+    layers = [
+        SimpleNamespace(
+            self_attn=SimpleNamespace(
+                attn=SimpleNamespace(
+                    kv_cache=stored, kv_cache_dtype=dtype, _k_scale=torch.tensor(0.5 + i),
+                    _v_scale=torch.tensor(2.0 + i),
+                )
+            )
+        )
+        for i in range(num_layers)
+    ]  # fmt: skip
+    return SimpleNamespace(model=SimpleNamespace(layers=layers))
+
+
+def test_caches_are_views(tmp_path: Path) -> None:
+    write_drafter(tmp_path)
+    config = DrafterConfig.from_pretrained(tmp_path)
+    D, heads = config.head_dim, config.num_kv_heads
+    # Rows of a block before heads, as vLLM's default layout has it.
+    stored = torch.arange(6 * 16 * heads * 2 * D).view(6, 16, heads, 2 * D).float().transpose(1, 2)
+    caches = adopt_caches(module_with_caches(stored, "auto", 3), config, torch.float32)
+    assert len(caches) == config.num_layers
+    for i, cache in enumerate(caches):
+        assert torch.equal(torch.cat([cache.k, cache.v], dim=-1), stored)
+        assert cache.k.data_ptr() == stored.data_ptr()
+        assert (cache.k_scale.tolist(), cache.v_scale.tolist()) == ([0.5 + i], [2.0 + i])
+    fp8 = adopt_caches(
+        module_with_caches(torch.zeros(6, heads, 16, 2 * D, dtype=torch.uint8), "fp8", 3), config,
+        torch.bfloat16,
+    )  # fmt: skip
+    assert fp8[0].k.dtype == torch.float8_e4m3fn
+    with pytest.raises(ConfigError, match=r"cache of layer 0 must be \[blocks, 1, block, 128\]"):
+        adopt_caches(module_with_caches(stored[..., 2:], "auto", 3), config, torch.float32)
+    with pytest.raises(ConfigError, match=r"must have dtype torch.bfloat16 or an FP8 one"):
+        adopt_caches(module_with_caches(stored, "auto", 3), config, torch.bfloat16)
