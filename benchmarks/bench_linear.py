@@ -8,7 +8,6 @@ comparison favours cuBLAS. Results are checked against cuBLAS before anything is
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -26,7 +25,14 @@ from p_eagle_cuda.errors import PEagleError
 from p_eagle_cuda.kv_cache import allocate_cache
 from p_eagle_cuda.rope import rope_table
 from shapes import DRAFTERS, DrafterShape
-from timing import Call, copy_bandwidth, environment, num_copies, time_candidates
+from timing import (
+    Call,
+    copy_bandwidth,
+    environment,
+    num_copies,
+    time_candidates,
+    write_json,
+)
 
 E4M3 = torch.float8_e4m3fn
 BLOCK_SIZE = 16
@@ -158,39 +164,50 @@ def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def measure(
-    drafters: list[str], rows: list[int], formats: list[str], device: torch.device
+    drafters: list[str],
+    rows: list[int],
+    formats: list[str],
+    device: torch.device,
+    json: Path | None = None,
 ) -> dict[str, Any]:
-    """Time every layer of every drafter, once where two share a shape."""
-    bandwidth = copy_bandwidth(device)
+    """Time every layer of every drafter, once where two share a shape; `json` grows with each."""
+    bandwidth = copy_bandwidth(device, **({} if device.type == "cuda" else {"megabytes": 1}))
     cases = {
         (shape.linear_layers()[layer], fmt, R): (drafter, layer)
+        for R in rows
         for drafter in drafters
         for shape in [DRAFTERS[drafter]]
         for layer in shape.linear_layers()
         for fmt in formats
-        for R in rows
     }
-    results = []
+    report: dict[str, Any] = {
+        **environment(), "copy_gb_per_s": round(bandwidth / 1e9, 1),
+        "drafters": {name: asdict(DRAFTERS[name]) for name in drafters},
+        "results": [], "errors": [],
+    }  # fmt: skip
     for ((N, K), fmt, R), (drafter, name) in tqdm(cases.items(), unit="case"):
         shape, is_e4m3 = DRAFTERS[drafter], fmt == "e4m3"
         copies = num_copies(N * K * (1 if is_e4m3 else 2), device)
-        layer = Layer(name, shape, R, is_e4m3, device, copies)
-        layer.check()
-        timings = time_candidates({"fused": layer.fused(), "cublas": layer.cublas()})
+        try:
+            layer = Layer(name, shape, R, is_e4m3, device, copies)
+            layer.check()
+            timings = time_candidates({"fused": layer.fused(), "cublas": layer.cublas()})
+        except (PEagleError, RuntimeError) as error:  # of this case: the others may go well
+            what = {"drafter": drafter, "layer": name, "weight": fmt, "rows": R}
+            report["errors"].append({**what, "error": str(error).splitlines()[0]})
+            write_json(json, report)
+            continue
         fused_us, cublas_us = timings["fused"].median_us, timings["cublas"].median_us
         gigabytes = layer.weight_bytes / (fused_us * 1e-6)
-        results.append({
+        report["results"].append({
             "drafter": drafter, "layer": name, "rows_of_weight": N, "columns": K, "weight": fmt,
             "rows": R, "copies": copies, "fused": timings["fused"].as_json(),
             "cublas_bf16": timings["cublas"].as_json(), "gb_per_s": round(gigabytes / 1e9, 1),
             "share_of_copy": round(gigabytes / bandwidth, 3),
             "cublas_over_fused": round(cublas_us / fused_us, 3),
         })  # fmt: skip
-    shapes = {name: asdict(DRAFTERS[name]) for name in drafters}
-    return {
-        **environment(), "copy_gb_per_s": round(bandwidth / 1e9, 1), "drafters": shapes,
-        "results": results,
-    }  # fmt: skip
+        write_json(json, report)
+    return report
 
 
 def table(report: dict[str, Any]) -> str:
@@ -212,18 +229,18 @@ def table(report: dict[str, Any]) -> str:
 def main() -> int:
     """Measure, print a table, write the JSON that was asked for."""
     options = _parser().parse_args()
+    device = torch.device("cpu" if options.dry_run else "cuda")
     try:
-        if not torch.cuda.is_available():
+        if not options.dry_run and not torch.cuda.is_available():
             raise BenchmarkError("needs a CUDA device; there is none, so nothing is measured")
-        report = measure(options.drafter, options.rows, options.weights, torch.device("cuda"))
+        report = measure(options.drafter, options.rows, options.weights, device, options.json)
         print(table(report))
-        if options.json:
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-            options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     except (PEagleError, OSError) as error:
         print(f"bench_linear: error: {error}", file=sys.stderr)
         return 2
-    return 0
+    for failed in report["errors"]:
+        print(f"bench_linear: error: {failed}", file=sys.stderr)
+    return 1 if report["errors"] else 0
 
 
 def _parser() -> OneLineParser:
@@ -232,6 +249,7 @@ def _parser() -> OneLineParser:
     parser.add_argument("--rows", type=positive_int, nargs="+", default=[1, 7, 10, 14, 16, 24, 32])
     parser.add_argument("--weights", choices=["bf16", "e4m3"], nargs="+", default=["bf16", "e4m3"])
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.add_argument("--dry-run", action="store_true", help="on the CPU; measures nothing")
     return parser
 
 

@@ -21,6 +21,7 @@ class DrafterShape:
     num_taps: int
     vocab_size: int
     assumed: tuple[str, ...] = ()  # fields that are not known
+    num_layers: int = 4
 
     def linear_layers(self) -> dict[str, tuple[int, int]]:
         """``[rows, columns]`` of each weight that a pass streams, but for the head's."""

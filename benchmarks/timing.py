@@ -3,10 +3,20 @@
 A *candidate* is one call for each copy of its weights. All its calls go into one graph, copy after
 copy, so that none finds its weights in L2 and none waits for the host. Candidates that are compared
 are replayed in turn, so that clocks and neighbours are the same for all.
+
+A whole *pass* has too many weights for copies. Before each, a kernel reads memory that fills L2
+several times, as the target's pass would, and before that one the GPU idles for as long as the host
+needs to launch the pass. Events around the pass alone then give the GPU's time, and how long the
+host took to launch it is given beside it.
+
+Without a GPU everything runs once, on the CPU and under no clock worth reading: a dry run, which
+finds mistakes and measures nothing.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import statistics
 import subprocess
 import sys
@@ -14,16 +24,18 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
-
-import p_eagle_cuda
 
 MIN_ROUNDS = 41
 MIN_CALLS = 20  # in a graph
 WARM_UP_S = 0.025
 L2_SHARE = 2  # all copies together are at least this many times L2
+EVICTION_BYTES = 256 << 20
+CLOCK_HZ = 2_000_000_000  # about that of a large GPU, for how long it is told to idle
 
 Call = Callable[[], object]
 
@@ -45,8 +57,17 @@ class Timing:
         }
 
 
+@dataclass(frozen=True)
+class PassTiming(Timing):
+    """Of a whole pass, L2 cold."""
+
+    host_us: float = 0.0  # median, that the host takes to launch it
+
+
 def num_copies(bytes_read: int, device: torch.device) -> int:
     """So many that the first is no longer in L2 when its turn comes again."""
+    if device.type != "cuda":
+        return 2
     l2 = torch.cuda.get_device_properties(device).L2_cache_size
     return max(8, -(-L2_SHARE * l2 // max(bytes_read, 1)))
 
@@ -63,6 +84,8 @@ def time_candidates(
     Returns:
         For each name the time of one call.
     """
+    if not torch.cuda.is_available():
+        return {name: _dry_run(calls) for name, calls in candidates.items()}
     graphs = {name: _capture(calls) for name, calls in candidates.items()}
     samples: dict[str, list[float]] = {name: [] for name in graphs}
     start = time.monotonic()
@@ -84,6 +107,46 @@ def time_candidates(
     return {name: _summary(values) for name, values in samples.items()}
 
 
+def time_passes(passes: dict[str, Call], *, rounds: int = MIN_ROUNDS) -> dict[str, PassTiming]:
+    """Run whole passes in turn, each with a cold L2, and time each.
+
+    Args:
+        passes: For each name what launches a pass. May launch graphs, kernels, or both.
+        rounds: How often.
+
+    Returns:
+        For each name the time of one pass, from when its first kernel may start.
+    """
+    if not torch.cuda.is_available():
+        return {name: PassTiming(**asdict(_dry_run([call]))) for name, call in passes.items()}
+    evicting = torch.empty(EVICTION_BYTES // 4, dtype=torch.int32, device="cuda").view(-1, 4096)
+    kept = torch.empty(len(evicting), dtype=torch.int32, device="cuda")
+    idle_cycles = {}
+    for name, call in passes.items():
+        host = [_seconds(call) for _ in range(5)]
+        idle_cycles[name] = int(2 * max(host[2:]) * CLOCK_HZ) + CLOCK_HZ // 20_000
+    samples: dict[str, list[tuple[float, float]]] = {name: [] for name in passes}
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    for _ in range(rounds):
+        for name, call in passes.items():
+            torch.cuda._sleep(idle_cycles[name])
+            torch.amax(evicting, dim=1, out=kept)
+            begin.record()
+            start = time.perf_counter()
+            call()
+            host_us = (time.perf_counter() - start) * 1e6
+            end.record()
+            end.synchronize()
+            samples[name].append((begin.elapsed_time(end) * 1000, host_us))
+    return {
+        name: PassTiming(
+            **asdict(_summary([us for us, _ in found])),
+            host_us=statistics.median([host for _, host in found]),
+        )
+        for name, found in samples.items()
+    }
+
+
 def copy_bandwidth(device: torch.device, megabytes: int = 512) -> float:
     """Bytes per second of a large copy, read and written, what memory gives at best in practice."""
     source = torch.empty(megabytes << 20, dtype=torch.uint8, device=device)
@@ -92,23 +155,61 @@ def copy_bandwidth(device: torch.device, megabytes: int = 512) -> float:
     return 2 * source.numel() / (timing.median_us * 1e-6)
 
 
+def product_rate(device: torch.device, size: int = 8192) -> float:
+    """Operations per second of a large bf16 product, what tensor cores give at best in practice."""
+    a, b, out = (torch.randn(size, size, device=device).bfloat16() for _ in range(3))
+    (timing,) = time_candidates({"mm": [lambda: torch.mm(a, b, out=out)]}).values()
+    return 2 * size**3 / (timing.median_us * 1e-6)
+
+
+def significant(value: float) -> float:
+    """With the four digits that a measurement is good for."""
+    return float(f"{value:.4g}")
+
+
 def environment() -> dict[str, Any]:
-    """What a result is worth nothing without."""
+    """What a result is worth nothing without.
+
+    Where there is no repository, P_EAGLE_COMMIT says the commit.
+    """
     found = {
         "command": " ".join(["python", *sys.argv]),
         "date": datetime.now(timezone.utc).date().isoformat(),
-        "version": p_eagle_cuda.__version__,
-        "commit": _run("git", "rev-parse", "--short", "HEAD"),
+        "version": _version(),
+        "commit": os.environ.get("P_EAGLE_COMMIT") or _run("git", "rev-parse", "--short", "HEAD"),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
     }
     if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
-        fields = "driver_version,clocks.sm,clocks.mem,power.draw,clocks_event_reasons.active"
-        found[f"nvidia-smi {fields}"] = _run(
-            "nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"
-        )
+        gpu = torch.cuda.get_device_properties(0)
+        found |= {
+            "gpu": gpu.name, "capability": f"{gpu.major}.{gpu.minor}",
+            "sms": gpu.multi_processor_count, "l2_bytes": gpu.L2_cache_size,
+            "memory_bytes": gpu.total_memory, **gpu_state(),
+        }  # fmt: skip
+    else:
+        found["dry_run"] = True
     return found
+
+
+def gpu_state() -> dict[str, str | None]:
+    """Driver, clocks, power, and why the clocks are what they are; of the moment."""
+    fields = "driver_version,clocks.sm,clocks.mem,power.draw,temperature.gpu"
+    fields += ",clocks_event_reasons.active"
+    values = _run("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader", "--id=0")
+    if values is None:
+        return {"nvidia-smi": None}
+    return dict(zip(fields.split(","), values.split(", "), strict=False))
+
+
+def write_json(path: Path | None, report: dict[str, Any]) -> None:
+    """Write or rewrite a result, so that what is measured so far survives being stopped."""
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    unfinished.replace(path)
 
 
 def _capture(calls: Sequence[Call]) -> tuple[torch.cuda.CUDAGraph, int]:
@@ -126,9 +227,35 @@ def _capture(calls: Sequence[Call]) -> tuple[torch.cuda.CUDAGraph, int]:
     return graph, repeats * len(calls)
 
 
+def _seconds(call: Call) -> float:
+    """That the host takes for a call, the GPU being idle before."""
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    seconds = time.perf_counter() - start
+    torch.cuda.synchronize()
+    return seconds
+
+
+def _dry_run(calls: Sequence[Call]) -> Timing:
+    start = time.perf_counter()
+    for call in calls:
+        call()
+    us = (time.perf_counter() - start) * 1e6 / len(calls)
+    return Timing(us, us, us, 1)
+
+
 def _summary(samples: list[float]) -> Timing:
     tenths = statistics.quantiles(samples, n=10)
     return Timing(statistics.median(samples), tenths[0], tenths[-1], len(samples))
+
+
+def _version() -> str | None:
+    """Of the package, None before it is installed."""
+    try:
+        return metadata.version("p_eagle_cuda")
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _run(*command: str) -> str | None:
@@ -137,3 +264,7 @@ def _run(*command: str) -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
+
+
+if __name__ == "__main__":
+    print(json.dumps(environment(), indent=1))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +17,8 @@ from p_eagle_cuda.statistics import Step
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-def benchmark(name: str) -> ModuleType:
+def load(name: str) -> ModuleType:
+    """A module of the benchmarks, which import each other by their bare names."""
     sys.path.insert(0, str(BENCHMARKS))
     try:
         return importlib.import_module(name)
@@ -28,7 +28,7 @@ def benchmark(name: str) -> ModuleType:
 
 @pytest.fixture(scope="module")
 def bench_linear() -> ModuleType:
-    return benchmark("bench_linear")
+    return load("bench_linear")
 
 
 @pytest.mark.parametrize("is_e4m3", [False, True], ids=["bf16", "e4m3"])
@@ -87,21 +87,21 @@ def test_summary_of_samples(bench_linear: ModuleType) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure")
-def test_without_a_gpu_nothing_is_claimed() -> None:
-    done = subprocess.run(
-        [sys.executable, "bench_linear.py"], cwd=BENCHMARKS, capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr == (
-        "bench_linear: error: needs a CUDA device; there is none, so nothing is measured\n"
-    )
+@pytest.mark.parametrize("name", ["bench_linear", "bench_kernel", "bench_pass"])
+def test_without_a_gpu_nothing_is_claimed(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [name])
+    assert load(name).main() == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == f"{name}: error: needs a CUDA device; there is none, so nothing is measured\n"
 
 
 def test_fp8_loses_at_most_one_percent_of_the_acceptance_length() -> None:
     """Of weights and cache together, from the same 770 positions of held-out functions."""
     precisions = [("auto", "auto"), ("fp8", "fp8")]
-    plain, fp8 = benchmark("bench_precision").measure(5, 16, 60, precisions)["rows"]
+    plain, fp8 = load("bench_precision").measure(5, 16, 60, precisions)["rows"]
     assert plain["positions"] == fp8["positions"] > 700
     assert plain["per_position"] != fp8["per_position"], "nothing was quantised"
     assert plain["acceptance_length"] > 2.3
@@ -110,7 +110,7 @@ def test_fp8_loses_at_most_one_percent_of_the_acceptance_length() -> None:
 
 def test_the_benchmarks_readme_shows_the_committed_precisions() -> None:
     report = json.loads((BENCHMARKS / "results/acceptance-precision.json").read_text())
-    table = benchmark("bench_precision").table(report)
+    table = load("bench_precision").table(report)
     assert table in (BENCHMARKS / "README.md").read_text()
     first = report["rows"][0]["acceptance_length"]
     assert all(row["acceptance_length"] >= 0.99 * first for row in report["rows"])
@@ -118,7 +118,7 @@ def test_the_benchmarks_readme_shows_the_committed_precisions() -> None:
 
 def test_steps_that_decoding_visits() -> None:
     steps = [Step(i, 3, accepted) for i, accepted in enumerate([2, 0, 3, 0, 1, 3, 0])]
-    visited = benchmark("bench_precision")._visited(steps)
+    visited = load("bench_precision")._visited(steps)
     assert [step.offset for step in visited] == [0, 3, 4, 6]
 
 
@@ -128,3 +128,22 @@ def test_measures_on_a_gpu(bench_linear: ModuleType) -> None:
     report = bench_linear.measure(["bundled"], [4], ["bf16"], torch.device("cuda"))
     assert all(row["fused"]["median_us"] > 0 for row in report["results"])
     assert "bundled qkv" in bench_linear.table(report)
+
+
+def test_every_kernel_can_be_called() -> None:
+    """On a CPU the ops are the reference; each returns what a pass would go on with."""
+    bench_kernel = load("bench_kernel")
+    case = bench_kernel.Case(3, 2, 20, "ragged")
+    for name, make in bench_kernel.KERNELS.items():
+        setting = bench_kernel.Setting(
+            bench_kernel.DRAFTERS["bundled"], case, "bf16", torch.device("cpu")
+        )
+        kernel = make(setting)
+        assert kernel.bytes > 0
+        for call in kernel.candidates["ours"]:
+            found = call()
+            tensors = found if isinstance(found, tuple) else [found]
+            assert all(x.isfinite().all() for x in tensors if x.is_floating_point()), name
+        for call in kernel.candidates.get("cublas", []):
+            call()
+    assert setting.num_rows == (0 + 2) + (1 + 2) + (2 + 2)

@@ -1,0 +1,291 @@
+"""The kernels of a pass that are no linear layers, at the drafters' sizes, each with a cold L2.
+
+For each: microseconds, GB/s of the bytes that must move, and the share of the measured copy
+bandwidth. The head is compared with what takes its place without it, a product by cuBLAS whose
+logits go to memory, and argmax. `bench_linear` has the linear layers.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from tqdm import tqdm
+
+from drafters import BLOCK_SIZE, EPS, KV_DTYPES, Case, config_of, random_caches
+from p_eagle_cuda import ops
+from p_eagle_cuda.arguments import OneLineParser, positive_int
+from p_eagle_cuda.errors import PEagleError
+from shapes import DRAFTERS, DrafterShape
+from timing import (
+    Call,
+    copy_bandwidth,
+    environment,
+    num_copies,
+    time_candidates,
+    write_json,
+)
+
+MAX_COPIED_BYTES = 8 << 30
+
+
+class Kernel(NamedTuple):
+    """Calls to be timed, on different memory each."""
+
+    bytes: int  # that must move
+    candidates: dict[str, list[Call]]  # the kernel as "ours"
+
+
+class Setting(NamedTuple):
+    """What kernels are timed for."""
+
+    shape: DrafterShape
+    case: Case
+    kv: str
+    device: torch.device
+
+    @property
+    def num_rows(self) -> int:
+        """R of the pass, all rows existing."""
+        return sum(self.case.num_accepted()) + self.case.batch * self.case.k
+
+    def bf16(self, *size: int) -> torch.Tensor:
+        """Random rows or weights."""
+        return torch.randn(size, dtype=torch.bfloat16, device=self.device)
+
+    def int32(self, values: list[int]) -> torch.Tensor:
+        """Counts and offsets."""
+        return torch.tensor(values, dtype=torch.int32, device=self.device)
+
+
+def prepare_inputs(s: Setting) -> Kernel:
+    """Latency alone: it moves a few numbers per row, and the map of attention."""
+    shape, (B, K) = s.shape, (s.case.batch, s.case.k)
+    T, R = B * (K + 1), B * 2 * K
+    columns = -(-max(s.case.positions()) // BLOCK_SIZE)
+    table = torch.arange(B * columns, dtype=torch.int32, device=s.device).view(B, columns)
+    tokens = torch.arange(T, device=s.device)
+    positions = torch.tensor(s.case.contexts(), device=s.device)[:, None]
+    positions = (positions + torch.arange(K + 1, device=s.device)).flatten()
+    start = s.int32([b * (K + 1) for b in range(B + 1)])
+    rejected = s.int32([K - a for a in s.case.num_accepted()])
+    arguments = (tokens, positions, start, rejected, tokens[:B].clone(), table, K, 0, BLOCK_SIZE)
+    out = ops.prepare_inputs(*arguments, columns * BLOCK_SIZE)
+    work = ops.allocate_attention(
+        R, B, shape.num_heads, shape.num_kv_heads, shape.head_dim, s.device
+    ).work
+
+    def call() -> object:
+        return ops.prepare_inputs(
+            *arguments, columns * BLOCK_SIZE, out=out, work=work, num_heads=shape.num_heads,
+            num_kv_heads=shape.num_kv_heads,
+        )  # fmt: skip
+
+    return Kernel(T * 16 + R * 28 + B * K * 4 + work.nbytes, {"ours": [call] * 8})
+
+
+def embed_norm_concat(s: Setting) -> Kernel:
+    """Rows of the embedding and of hidden states, normed side by side."""
+    R, H, V = s.num_rows, s.shape.hidden_size, s.shape.vocab_size
+    copies = min(num_copies(R * H * 2, s.device), max(V // R, 1))
+    embedding, hidden = s.bf16(V, H), s.bf16(R, H)
+    norm, mask = s.bf16(H), s.bf16(H)
+    source, count = s.int32(list(range(R))), s.int32([R])
+    out, residual = s.bf16(R, 2 * H), s.bf16(R, H)
+
+    def call(i: int) -> Call:
+        ids = torch.arange(i * R, (i + 1) * R, device=s.device) % V
+        return lambda: ops.embed_norm_concat(
+            ids, source, count, embedding, hidden, mask, norm, norm, EPS, out=out,
+            residual=residual,
+        )  # fmt: skip
+
+    return Kernel(R * H * 2, {"ours": [call(i) for i in range(copies)]})
+
+
+def attention(s: Setting) -> Kernel:
+    """One layer's attention, with the division of the work among blocks, which all layers share."""
+    shape, B = s.shape, s.case.batch
+    config = config_of(shape, max(s.case.positions()))
+    width = 2 * shape.num_kv_heads * shape.head_dim * KV_DTYPES[s.kv].itemsize
+    moved = sum(s.case.contexts()) * width
+    cache_bytes = s.case.num_blocks() * BLOCK_SIZE * width
+    copies = max(1, min(num_copies(moved, s.device), MAX_COPIED_BYTES // cache_bytes))
+    config = type(config)(**{**vars(config), "num_layers": copies})
+    caches = random_caches(config, s.case.num_blocks(), KV_DTYPES[s.kv], s.device)
+    per_request = [a + s.case.k for a in s.case.num_accepted()]
+    starts = [sum(per_request[:b]) for b in range(B + 1)]
+    R = starts[-1]
+    columns = -(-max(s.case.positions()) // BLOCK_SIZE)
+    table = torch.full((B, columns), -1, dtype=torch.int32)
+    counts = [-(-n // BLOCK_SIZE) for n in s.case.positions()]
+    blocks = torch.randperm(sum(counts), dtype=torch.int32).split(counts)
+    for row, own in zip(table, blocks, strict=True):
+        row[: len(own)] = own
+    table = table.to(s.device)
+    lengths = zip(s.case.contexts(), per_request, strict=True)
+    positions = [n + j for n, rows in lengths for j in range(rows)]
+    seq_lens = [n + rows for n, rows in zip(s.case.contexts(), per_request, strict=True)]
+    row_start, lens = s.int32(starts), s.int32(seq_lens)
+    at = torch.tensor(positions, device=s.device)
+    q = s.bf16(R, shape.num_heads, shape.head_dim)
+    out = s.bf16(R, shape.num_heads * shape.head_dim)
+    buffers = ops.allocate_attention(
+        R, B, shape.num_heads, shape.num_kv_heads, shape.head_dim, s.device
+    )
+    work = ops.plan_attention(
+        row_start, lens, at, shape.num_heads, shape.num_kv_heads, columns * BLOCK_SIZE, 0, False,
+        buffers.work,
+    )  # fmt: skip
+
+    def call(cache: Any) -> Call:  # noqa: ANN401
+        return lambda: ops.paged_attention(
+            q, cache.k, cache.v, cache.k_scale, cache.v_scale, table, row_start, lens, at,
+            work=work, workspace=buffers.workspace, out=out,
+        )  # fmt: skip
+
+    return Kernel(moved, {"ours": [call(cache) for cache in caches]})
+
+
+def plan_attention(s: Setting) -> Kernel:
+    """The map by itself, as tree verification needs it; a pass gets it with its inputs."""
+    shape, B = s.shape, s.case.batch
+    per_request = [a + s.case.k for a in s.case.num_accepted()]
+    starts = s.int32([sum(per_request[:b]) for b in range(B + 1)])
+    rows = list(zip(s.case.contexts(), per_request, strict=True))
+    lens = s.int32([n + count for n, count in rows])
+    at = torch.tensor([n + j for n, count in rows for j in range(count)], device=s.device)
+    work = ops.allocate_attention(
+        len(at), B, shape.num_heads, shape.num_kv_heads, shape.head_dim, s.device
+    ).work
+    most = -(-max(s.case.positions()) // BLOCK_SIZE) * BLOCK_SIZE
+
+    def call() -> object:
+        return ops.plan_attention(
+            starts, lens, at, shape.num_heads, shape.num_kv_heads, most, 0, False, work
+        )
+
+    return Kernel(8 * len(at) + 8 * B + 4 * work.numel(), {"ours": [call] * 8})
+
+
+def head(s: Setting) -> Kernel:
+    """Norm, product and the best token, against a product and argmax."""
+    H, V, N = s.shape.hidden_size, s.shape.vocab_size, s.case.batch * s.case.k
+    copies = 1 if V * H * 2 > 1 << 29 else num_copies(V * H * 2, s.device)
+    weights = [s.bf16(V, H).mul_(H**-0.5) for _ in range(copies)]
+    x, norm = s.bf16(N, H), torch.ones(H, dtype=torch.bfloat16, device=s.device)
+    rows, logits = s.int32(list(range(N))), s.bf16(N, V)
+    ids = torch.empty(N, dtype=torch.int64, device=s.device)
+    workspace = ops.lm_head_workspace(s.device, N, 1)
+    out = ops.lm_head_topk(x, rows, norm, weights[0], None, 1, EPS, workspace=workspace)
+
+    def ours(weight: torch.Tensor) -> Call:
+        return lambda: ops.lm_head_topk(
+            x, rows, norm, weight, None, 1, EPS, out=out, workspace=workspace
+        )
+
+    def cublas(weight: torch.Tensor) -> Call:
+        def call() -> None:
+            torch.mm(x, weight.T, out=logits)
+            torch.argmax(logits, dim=1, out=ids)
+
+        return call
+
+    candidates = {"ours": [ours(w) for w in weights], "cublas": [cublas(w) for w in weights]}
+    return Kernel(V * H * 2, candidates)
+
+
+KERNELS: dict[str, Callable[[Setting], Kernel]] = {
+    "attention": attention,
+    "head": head,
+    "plan_attention": plan_attention,
+    "prepare_inputs": prepare_inputs,
+    "embed_norm_concat": embed_norm_concat,
+}
+
+
+def measure(
+    options: Namespace, device: torch.device, bandwidth: float, errors: list[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """A row for each kernel and batch; what went wrong goes to `errors`."""
+    for name in options.kernel:
+        for batch in options.batch:
+            case = Case(batch, options.k, options.context)
+            for kv in options.kv if name == "attention" else options.kv[:1]:
+                setting = Setting(DRAFTERS[options.drafter], case, kv, device)
+                what = {"kernel": name, **asdict(case), "kv": kv}
+                try:
+                    kernel = KERNELS[name](setting)
+                    timings = time_candidates(kernel.candidates, min_seconds=0.05)
+                except (PEagleError, RuntimeError) as error:  # the others may go well
+                    errors.append({**what, "error": str(error).splitlines()[0]})
+                    continue
+                rate = kernel.bytes / (timings["ours"].median_us * 1e-6)
+                yield {
+                    **what, "bytes": kernel.bytes,
+                    "gb_per_s": round(rate / 1e9, 1), "share_of_copy": round(rate / bandwidth, 3),
+                    **{candidate: timing.as_json() for candidate, timing in timings.items()},
+                }  # fmt: skip
+
+
+def table(report: dict[str, Any]) -> str:
+    """Markdown, a line for each case."""
+    lines = [
+        "| Kernel | Batch | K | Context | KV | us | GB/s | of copy | cuBLAS us |",
+        "|" + " --- |" * 9,
+    ]
+    for r in report["results"]:
+        cublas = f"{r['cublas']['median_us']:.1f}" if "cublas" in r else "-"
+        lines.append(
+            f"| {r['kernel']} | {r['batch']} | {r['k']} | {r['context']} | {r['kv']} "
+            f"| {r['ours']['median_us']:.2f} | {r['gb_per_s']:.0f} | {r['share_of_copy']:.0%} "
+            f"| {cublas} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Measure, print a table, write the JSON that was asked for as it grows."""
+    options = _parser().parse_args()
+    device = torch.device("cpu" if options.dry_run else "cuda")
+    try:
+        if not options.dry_run and not torch.cuda.is_available():
+            raise PEagleError("needs a CUDA device; there is none, so nothing is measured")
+        bandwidth = copy_bandwidth(device, **({"megabytes": 1} if options.dry_run else {}))
+        report: dict[str, Any] = {
+            **environment(), "drafter": options.drafter,
+            "copy_gb_per_s": round(bandwidth / 1e9, 1), "results": [], "errors": [],
+        }  # fmt: skip
+        for row in tqdm(measure(options, device, bandwidth, report["errors"]), unit="case"):
+            report["results"].append(row)
+            write_json(options.json, report)
+        write_json(options.json, report)
+        print(table(report))
+    except (PEagleError, OSError) as error:
+        print(f"bench_kernel: error: {error}", file=sys.stderr)
+        return 2
+    for failed in report["errors"]:
+        print(f"bench_kernel: error: {failed}", file=sys.stderr)
+    return 1 if report["errors"] else 0
+
+
+def _parser() -> OneLineParser:
+    parser = OneLineParser(description=__doc__.split("\n", 1)[0] if __doc__ else None)
+    parser.add_argument("--drafter", choices=DRAFTERS, default="gpt-oss-20b")
+    parser.add_argument("--kernel", choices=KERNELS, nargs="+", default=list(KERNELS))
+    parser.add_argument("--batch", type=positive_int, nargs="+", default=[1, 8, 32, 128])
+    parser.add_argument("--k", type=positive_int, default=7)
+    parser.add_argument("--context", type=positive_int, default=4096)
+    parser.add_argument("--kv", choices=KV_DTYPES, nargs="+", default=list(KV_DTYPES))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.add_argument("--dry-run", action="store_true", help="on the CPU; measures nothing")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,196 @@
+"""Drafters of the published sizes with random weights, and batches that decode, for benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from p_eagle_cuda import Drafter, reference
+from p_eagle_cuda.buffers import PassInputs
+from p_eagle_cuda.config import DrafterConfig, RopeConfig
+from p_eagle_cuda.kv_cache import allocate_cache
+from p_eagle_cuda.rope import rope_table
+from p_eagle_cuda.weights import DrafterWeights, LayerWeights
+from shapes import DrafterShape
+
+BLOCK_SIZE = 16
+EPS = 1e-5
+PATTERNS = ("0", "mean", "K", "ragged")
+KV_DTYPES = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
+# What `--weights` offers, as changes of weights in the working dtype.
+WEIGHT_FORMATS: dict[str, Callable[[DrafterWeights], DrafterWeights]] = {"bf16": lambda w: w}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A batch that decodes: every request has verified K drafts, and some were accepted.
+
+    The patterns: none accepted; two fifths of K, which is about what is published for the gpt-oss
+    drafters (2 of 5, 3 of 7); all; or ragged, 0 to K in turn, with contexts from a quarter of
+    `context` to seven quarters.
+    """
+
+    batch: int
+    k: int
+    context: int  # positions before the rows that were verified
+    accepted: str = "mean"
+
+    def num_accepted(self) -> list[int]:
+        """Of each request."""
+        if self.accepted == "ragged":
+            return [b % (self.k + 1) for b in range(self.batch)]
+        of_all = {"0": 0, "mean": round(0.4 * self.k), "K": self.k}
+        return [of_all[self.accepted]] * self.batch
+
+    def contexts(self) -> list[int]:
+        """Of each request."""
+        if self.accepted != "ragged":
+            return [self.context] * self.batch
+        quarters = [1, 7, 3, 5]
+        return [max(self.context * quarters[b % 4] // 4, 1) for b in range(self.batch)]
+
+    def positions(self) -> list[int]:
+        """How many each request has room for: its context, and all rows before rejection."""
+        return [context + 2 * self.k for context in self.contexts()]
+
+    def num_blocks(self) -> int:
+        """In the caches."""
+        return sum(-(-n // BLOCK_SIZE) for n in self.positions())
+
+
+def config_of(shape: DrafterShape, max_position: int) -> DrafterConfig:
+    """Its configuration; the mask token is the last one."""
+    return DrafterConfig(
+        hidden_size=shape.hidden_size,
+        target_hidden_size=shape.hidden_size,
+        num_taps=shape.num_taps,
+        tap_layer_ids=None,
+        intermediate_size=shape.intermediate_size,
+        num_layers=shape.num_layers,
+        num_heads=shape.num_heads,
+        num_kv_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        vocab_size=shape.vocab_size,
+        draft_vocab_size=shape.vocab_size,
+        rms_norm_eps=EPS,
+        rope=RopeConfig(),
+        max_position_embeddings=max_position,
+        mask_token_id=shape.vocab_size - 1,
+    )
+
+
+def random_weights(
+    config: DrafterConfig, device: torch.device, dtype: torch.dtype = torch.bfloat16
+) -> DrafterWeights:
+    """Weights that keep the variance of their input, made where they stay."""
+
+    def randn(*size: int) -> Tensor:
+        return torch.randn(size, dtype=dtype, device=device)
+
+    def linear(rows: int, columns: int) -> Tensor:
+        return randn(rows, columns).mul_(columns**-0.5)
+
+    def norm(size: int) -> Tensor:
+        return randn(size).mul_(0.1).add_(1)
+
+    H, D, V = config.hidden_size, config.head_dim, config.vocab_size
+    heads = (config.num_heads + 2 * config.num_kv_heads) * D
+    layers = tuple(
+        LayerWeights(
+            input_norm=norm(H),
+            hidden_norm=norm(H) if i == 0 else None,
+            qkv=linear(heads, 2 * H if i == 0 else H),
+            qkv_bias=None,
+            q_norm=None,
+            k_norm=None,
+            o=linear(H, config.num_heads * D),
+            o_bias=None,
+            post_norm=norm(H),
+            gate_up=linear(2 * config.intermediate_size, H),
+            down=linear(H, config.intermediate_size),
+        )
+        for i in range(config.num_layers)
+    )
+    embedding, mask_hidden, first = randn(V, H), randn(H), layers[0]
+    assert first.hidden_norm is not None
+    mask_row = torch.cat([
+        reference.rms_norm(reference.widen(embedding[-1]), first.input_norm, EPS),
+        reference.rms_norm(reference.widen(mask_hidden), first.hidden_norm, EPS),
+    ])  # fmt: skip
+    return DrafterWeights(
+        embedding=embedding,
+        fc=linear(H, config.num_taps * config.target_hidden_size),
+        input_norm=None,
+        fc_norms=None,
+        mask_hidden=mask_hidden,
+        # Not a product by cuBLAS, whose kernels a sanitizer would take long to look at.
+        mask_heads=(reference.widen(first.qkv) * mask_row).sum(dim=1),
+        layers=layers,
+        norm=norm(H),
+        lm_head=linear(V, H),
+        draft_to_target=None,
+        rope=rope_table(config.rope, D, config.max_position_embeddings).to(device),
+    )
+
+
+def random_caches(
+    config: DrafterConfig, num_blocks: int, dtype: torch.dtype, device: torch.device
+) -> list[reference.LayerCache]:
+    """Paged caches whose keys and values are all stored already."""
+    caches = allocate_cache(
+        config.num_layers, num_blocks, config.num_kv_heads, BLOCK_SIZE, config.head_dim, dtype,
+        device,
+    )  # fmt: skip
+    for cache in caches:
+        for x in (cache.k, cache.v):
+            if dtype.itemsize == 1:
+                x.view(torch.uint8).random_(0, 0x38)  # 0 to 1 in e4m3; torch has no random FP8
+            else:
+                x.uniform_(-1, 1)
+    return caches
+
+
+def drafter_of(
+    config: DrafterConfig,
+    weights: DrafterWeights,
+    caches: list[reference.LayerCache],
+    k: int,
+    batches: list[int],
+    **options: Any,  # noqa: ANN401 - the drafter has their types
+) -> Drafter:
+    """A drafter that pads to the batch sizes that are measured, and to no others."""
+    most = max(batches)
+    return Drafter(
+        config, weights, caches, num_speculative_tokens=k, max_requests=most,
+        max_target_rows=most * (k + 1), batch_sizes=sorted(set(batches)), **options,
+    )  # fmt: skip
+
+
+def fill_batch(drafter: Drafter, case: Case, seed: int = 0) -> PassInputs:
+    """Write the batch to the drafter's static buffers, as a serving engine would.
+
+    Blocks of a request lie all over the cache, and those of other requests between them.
+    """
+    g = torch.Generator().manual_seed(seed)
+    B, K = case.batch, case.k
+    T, V = B * (K + 1), drafter.config.vocab_size
+    static = drafter.static_inputs(B, T)
+    counts = [-(-n // BLOCK_SIZE) for n in case.positions()]
+    blocks = torch.randperm(sum(counts), generator=g, dtype=torch.int32).split(counts)
+    table = torch.full(static.block_table.shape, -1, dtype=torch.int32)
+    for row, own in zip(table, blocks, strict=True):
+        row[: len(own)] = own
+    first = torch.tensor(case.contexts())
+    static.target_tokens.copy_(torch.randint(V, (T,), generator=g))
+    static.target_positions.copy_((first[:, None] + torch.arange(K + 1)).flatten())
+    static.query_start.copy_(torch.arange(B + 1, dtype=torch.int32) * (K + 1))
+    static.num_rejected.copy_(K - torch.tensor(case.num_accepted(), dtype=torch.int32))
+    static.next_tokens.copy_(torch.randint(V, (B,), generator=g))
+    static.block_table.copy_(table)
+    for tap in static.taps:
+        tap.copy_(torch.randn(tap.shape, generator=g))
+    return static

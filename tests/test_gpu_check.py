@@ -1,0 +1,204 @@
+"""`benchmarks/gpu_check.sh` and what it makes of its steps, without a GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from test_benchmarks import BENCHMARKS, load
+
+SCRIPT = BENCHMARKS / "gpu_check.sh"
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", SCRIPT, *arguments], capture_output=True, text=True, timeout=600,
+        env={**os.environ, "PYTHON": sys.executable, **environment},
+    )  # fmt: skip
+
+
+def result_in(folder: Path) -> dict:
+    (file,) = folder.glob("*.json")
+    return json.loads(file.read_text())
+
+
+@pytest.fixture(scope="module")
+def gpu_results() -> ModuleType:
+    return load("gpu_results")
+
+
+def test_dry_run(tmp_path: Path) -> None:
+    """The steps that differ; the others would only start Python once more."""
+    steps = "environment,build,smoke,pass,memcheck,counters"
+    done = run("--out", str(tmp_path), "--dry-run", "--only", steps)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    found = result_in(tmp_path)
+    assert [(x["step"], x["result"]) for x in found["steps"]] == [
+        (step, "ok") for step in steps.split(",")
+    ]
+    assert found["environment"]["dry_run"] is True
+    assert found["results"]["pass"]["results"]
+    assert {x["detail"] for x in found["steps"]} >= {"1 cases", "dry run: no ncu"}
+    table = (tmp_path / "table.txt").read_text()
+    assert table in done.stdout
+    assert sorted(x.name for x in tmp_path.iterdir() if x.is_file()) == [
+        f"dry-run-{found['environment']['date']}.json", "log.txt", "table.txt",
+    ]  # fmt: skip
+
+
+def test_a_step_that_fails_or_hangs_stops_no_other(tmp_path: Path) -> None:
+    """And what has passed is not done again, what has not is."""
+    python = tmp_path / "python"
+    python.write_text(
+        f'#!/bin/sh\ncase "$*" in *one_pass*) sleep 60 ;; *bench_linear*) exit 3 ;; '
+        f'*gpu_results*) exec {sys.executable} "$@" ;; esac\necho "$@"\n'
+    )
+    python.chmod(0o755)
+    environment = {"PYTHON": str(python)}
+    out = str(tmp_path / "out")
+    steps = "linear,kernels,memcheck,racecheck"
+    first = run("--out", out, "--dry-run", "--only", steps, "--budget", "9", **environment)
+    assert first.returncode == 1
+    results = {x["step"]: x["result"] for x in result_in(tmp_path / "out")["steps"]}
+    assert results["linear"] == "failed (3)"
+    assert results["kernels"] == "ok"
+    assert results["memcheck"].startswith("stopped after ")
+    assert results["racecheck"] == "no time left"
+    python.write_text(python.read_text().replace("exit 3", "true").replace("sleep 60", "true"))
+    again = run("--out", out, "--dry-run", **environment)
+    assert again.returncode == 0
+    assert "== kernels: has passed before" in again.stdout
+    assert "== linear (at" in again.stdout
+    results = {x["step"]: x["result"] for x in result_in(tmp_path / "out")["steps"]}
+    assert set(results.values()) == {"ok"}
+    assert len(results) == 12
+
+
+def executable(path: Path, script: str) -> None:
+    path.write_text(f"#!/bin/bash\n{script}\n")
+    path.chmod(0o755)
+
+
+def test_a_real_run_with_tools_that_only_say_what_they_are_told(tmp_path: Path) -> None:
+    """Nothing of a GPU is there; but every step runs, and every script knows its arguments."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    executable(
+        tools / "python",
+        f"""case "$*" in
+          *gpu_results*) exec {sys.executable} "$@" ;;
+          *timing.py*) echo '{{"gpu": "NVIDIA H200", "date": "2026-11-30"}}' ;;
+          *) echo "called: $*" ;;
+        esac""",
+    )
+    for name in ("nvcc", "nvidia-smi"):
+        executable(tools / name, f"echo {name}")
+    executable(tools / "compute-sanitizer", 'shift 4; exec "$@"')
+    (tools / "ncu.csv").write_text(NCU)
+    executable(
+        tools / "ncu",
+        f"""[[ $* == *pipe_tensor* ]] && exit 1  # a metric it does not know
+        while [[ $1 != --log-file ]]; do shift; done
+        cp {tools}/ncu.csv "$2"
+        while [[ $1 != */python ]]; do shift; done
+        exec "$@"
+        """,
+    )
+    path = f"{tools}:{os.environ['PATH']}"
+    out = tmp_path / "out"
+    done = run("--out", str(out), PYTHON=str(tools / "python"), PATH=path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = result_in(out)
+    assert (out / "nvidia-h200-2026-11-30.json").exists()
+    assert {x["result"] for x in found["steps"]} == {"ok"}
+    assert len(found["counters"]) == 2
+    scripts = [x for x in (out / "log.txt").read_text().splitlines() if x.startswith("called: ")]
+    parsed = []
+    for line in scripts:
+        _, script, *arguments = line.split()
+        if Path(script).parent.name == "benchmarks":
+            options = load(Path(script).stem)._parser().parse_args(arguments)
+            parsed.append(Path(script).stem)
+            assert "dry_run" not in options or options.dry_run is False
+            assert "device" not in options or options.device == "cuda"
+    assert parsed == [*["bench_pass"] * 3, "bench_linear", "bench_kernel", *["one_pass"] * 4]
+    tests = [line.split("no:cacheprovider ")[1] for line in scripts if "-m pytest" in line]
+    assert len(tests) == 3
+    assert "[cuda-embed_norm_concat-" in tests[0]
+    assert all("-m gpu" in x for x in tests[1:])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--out DIR is missing"),
+        (["--out"], "--out needs a value"),
+        (["--out", "x", "--only", "pass,fast"], "there is no step 'fast', expected: environment "),
+        (
+            ["--out", "x", "--budget", "ten"],
+            "--budget must be a whole number of seconds, got 'ten'",
+        ),
+        (["--gpu"], "unknown argument '--gpu', expected --out, "),
+        (["--out", "/dev/null/x"], "cannot make the folder '/dev/null/x'"),
+    ],
+    ids=str,
+)
+def test_errors_are_one_line(arguments: list[str], message: str) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2
+    lines = done.stderr.splitlines()
+    assert lines[-1].startswith(f"gpu_check: error: {message}")
+    assert len(lines) == (2 if "/dev/null/x" in arguments else 1)  # mkdir says why
+
+
+def test_a_wrong_cutlass_folder_is_told_before_time_is_spent(tmp_path: Path) -> None:
+    done = run("--out", str(tmp_path), CUTLASS_DIR=str(tmp_path))
+    assert done.returncode == 2
+    assert "CUTLASS_DIR has no include/cute/tensor.hpp" in done.stderr
+
+
+NCU = """==PROF== Connected to process 7
+==PROF== Profiling "linear_kernel": 0%....50%....100% - 3 passes
+"ID","Process ID","Kernel Name","Grid Size","gpu__time_duration.sum","dram__bytes_read.sum"
+"","","","","ns","byte"
+"0","7","void p_eagle::linear_kernel<(int)3>(p_eagle::Params)","(132, 1, 1)","12,345","49,800,000"
+"1","7","lm_head_topk_kernel(Params)","(132, 1, 1)","269000","n/a"
+"""
+
+
+def test_counters_of_ncu(gpu_results: ModuleType) -> None:
+    assert gpu_results.counters(NCU) == [
+        {
+            "kernel": "void p_eagle::linear_kernel",
+            "gpu__time_duration.sum": 12345.0,
+            "dram__bytes_read.sum": 49800000.0,
+        },
+        {
+            "kernel": "lm_head_topk_kernel",
+            "gpu__time_duration.sum": 269000.0,
+            "dram__bytes_read.sum": "n/a",
+        },
+    ]
+    assert gpu_results.counters("==ERROR== no permission\n") == []
+
+
+def test_what_is_broken_is_told(gpu_results: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "steps.tsv").write_text("environment\tok\t1\nops\tfailed (1)\t30\n")
+    (tmp_path / "environment.json").write_text('{"gpu": "NVIDIA H200", "date": "2026-11-30"}')
+    (tmp_path / "pass.json").write_text("{")
+    (tmp_path / "ops.log").write_text("FAILED x\n==== 1 failed, 7 passed in 9.9s ====\ntail\n")
+    report = gpu_results.collect(tmp_path, "command")
+    assert gpu_results.slug(report["environment"]) == "nvidia-h200-2026-11-30"
+    assert report["steps"][1]["detail"] == "1 failed, 7 passed in 9.9s"
+    assert "unreadable" in report["results"]["pass"]
+    assert gpu_results.table(report["steps"]).splitlines()[2] == (
+        "ops          failed (1)  30 s  1 failed, 7 passed in 9.9s"
+    )
+    assert "==== ops: failed (1)\nFAILED x" in gpu_results.log(tmp_path, report["steps"])
