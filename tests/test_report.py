@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from test_benchmarks import BENCHMARKS, load
+from test_benchmarks import load
 
 
 @pytest.fixture(scope="module")
