@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from checkpoints import write_drafter, write_target
 from drafter_passes import PROMPTS, SIZES, TOP_K, K, padded, passes, propose, reference_pass
@@ -15,6 +16,7 @@ from drafter_variants import VARIANTS
 from numerics import assert_as_accurate_as_torch
 from p_eagle_cuda import Drafter, ops
 from p_eagle_cuda.drafter import Drafts
+from p_eagle_cuda.drafter_pass import PASS_OPS
 from p_eagle_cuda.errors import CheckpointError
 from p_eagle_cuda.kv_cache import allocate_cache
 from pass_cases import Pass
@@ -41,6 +43,29 @@ def test_drafts_match_the_reference(dtype: torch.dtype, tmp_path: Path) -> None:
         "logits", drafts.top_logits, logits.view(B, K, TOP_K), unfused.view(B, K, TOP_K)
     )
     assert_as_accurate_as_torch("lse", drafts.lse, lse.view(B, K), unfused_lse.view(B, K))
+
+
+def test_the_ops_of_a_pass_are_listed(tmp_path: Path) -> None:
+    """What decides whether a build can draft on CUDA; by either backend, and nothing else."""
+    write_drafter(tmp_path)
+    called: set[str] = set()
+
+    class Calls(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+        ) -> Any:
+            name = str(func)
+            if name.startswith("p_eagle."):
+                called.add(name.split(".")[1])
+            return func(*args, **(kwargs or {}))
+
+    for linear in ("fused", "torch"):
+        drafter = Drafter.from_pretrained(tmp_path, dtype=torch.float32, linear=linear, **SIZES)
+        with Calls():
+            for step in passes(drafter.config, torch.float32, num_steps=1):
+                propose(drafter, step)
+    # For callers who prepare their rows themselves.
+    assert called | {"plan_attention"} == set(PASS_OPS)
 
 
 def test_all_layers_of_a_pass_share_a_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

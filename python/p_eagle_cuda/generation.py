@@ -16,6 +16,7 @@ from p_eagle_cuda import ops
 from p_eagle_cuda.config import DrafterConfig
 from p_eagle_cuda.draft_length import DraftLengthPolicy
 from p_eagle_cuda.drafter import Drafter
+from p_eagle_cuda.drafter_pass import PASS_OPS
 from p_eagle_cuda.engine import Completion, SpeculativeEngine, max_target_rows, num_blocks
 from p_eagle_cuda.errors import ConfigError, PromptError
 from p_eagle_cuda.fields import ConfigFields
@@ -229,7 +230,8 @@ class Generator:
 def _check_cuda() -> None:
     if not torch.cuda.is_available():
         raise ConfigError("this PyTorch sees no CUDA device")
-    missing = [name for name, has in ops.implementations().items() if not has["cuda"]]
+    built = ops.implementations()
+    missing = [name for name in (*PASS_OPS, "verify") if not built[name]["cuda"]]
     if missing:
         raise ConfigError(f"this build has no CUDA kernels for {', '.join(missing)}")
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from p_eagle_cuda import ops
+from p_eagle_cuda.drafter_pass import PASS_OPS
 from p_eagle_cuda.ops.layers import CUDA_HEAD_DIMS
 
 
@@ -63,7 +64,8 @@ def refusal(vllm_config: Any, device_type: str) -> str | None:  # noqa: ANN401
             return f"the drafter's heads have size {head_dim}, the kernels take {sizes}"
         if model.dtype not in (torch.bfloat16, torch.float16):
             return f"the dtype is {model.dtype}, the kernels take bfloat16 and float16"
-        missing = [name for name, has in ops.implementations().items() if not has["cuda"]]
+        built = ops.implementations()
+        missing = [name for name in PASS_OPS if not built[name]["cuda"]]
         if missing:
             return f"this build has no CUDA kernel for {', '.join(missing)}"
     elif device_type != "cpu":
