@@ -1,13 +1,16 @@
 // CUTLASS 3.x GEMMs from its collective builder, D = A @ B^T with A [M, K], B [N, K], D [M, N] bfloat16:
 // TMA loads into swizzled shared memory, mbarrier pipeline between specialised warps, wgmma, clusters
 // with multicast, TMA-store epilogue. Production code that is known to be right, so the emulator must
-// run them without a report. One file, and of the builders that of sm_90: the headers take a minute.
+// run them without a report. One file, and of the mainloops those that are used: the headers take a minute.
 
 #include <cutlass/cutlass.h>
 #include <cutlass/gemm/device/gemm_universal_adapter.h>
 
 #include <cutlass/epilogue/collective/collective_builder.hpp>
 #include <cutlass/gemm/collective/collective_builder_decl.hpp>
+#include <cutlass/gemm/collective/collective_mma_decl.hpp>
+#include <cutlass/gemm/collective/sm90_mma_tma_gmma_ss_warpspecialized.hpp>
+#include <cutlass/gemm/collective/sm90_mma_tma_gmma_ss_warpspecialized_fp8.hpp>
 #include <cutlass/gemm/collective/builders/sm90_gmma_builder.inl>
 #include <cutlass/gemm/kernel/gemm_universal.hpp>
 #include <cutlass/util/packed_stride.hpp>
