@@ -55,7 +55,7 @@ def load(path: Path, where: str, **options: Any) -> Drafter:
 def assert_right(path: Path, steps: list[Pass], drafts: tuple[Tensor, ...], **of: Any) -> None:
     """The last pass is as accurate as the reference in the working dtype."""
     dtype = of.get("dtype", BF16)
-    cache = of.get("cache_dtype")
+    cache = of.get("kv_dtype")
     _, exact, exact_lse = reference_pass(path, steps, torch.float64, cache or torch.float64)
     _, unfused, unfused_lse = reference_pass(path, steps, dtype, cache or dtype)
     _, _, logits, lse = drafts
@@ -90,7 +90,7 @@ def test_every_kind_of_checkpoint(variant: str, where: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     "options",
-    [{"dtype": torch.float16}, {"cache_dtype": E4M3}, {"batch_sizes": (5,)}],
+    [{"dtype": torch.float16}, {"kv_dtype": E4M3}, {"batch_sizes": (5,)}],
     ids=["float16", "fp8-cache", "padded"],
 )
 def test_options(options: dict[str, Any], where: str, tmp_path: Path) -> None:
