@@ -30,8 +30,8 @@ def test_versions() -> None:
     for version in ("0.26.0", "0.34.0", "1.0", "dev"):
         reason = unsupported_version(version, *V1_VERSIONS)
         assert reason == f"expected vLLM 0.27 to 0.33, found {version}"
-    assert unsupported_version("0.31.0", *V2_VERSIONS) is not None
-    assert unsupported_version("0.32.0", *V2_VERSIONS) is None
+    assert unsupported_version("0.32.0", *V2_VERSIONS) is not None
+    assert unsupported_version("0.33.0", *V2_VERSIONS) is None
 
 
 def test_options() -> None:
@@ -132,6 +132,16 @@ def test_what_is_refused(path: str, value: Any, reason: str) -> None:
     assert found is not None
     assert reason in found
     assert "\n" not in found
+
+
+def test_a_configuration_that_is_not_known_is_refused() -> None:
+    """As of a version that has renamed something: vLLM must start all the same."""
+    config = config_of()
+    del config.parallel_config.pipeline_parallel_size
+    found = refusal(config, "cpu")
+    assert found is not None
+    assert "is not one that is known" in found
+    assert "pipeline_parallel_size" in found
 
 
 def test_other_devices_are_refused() -> None:

@@ -265,7 +265,9 @@ def load_drafter_weights(
             for tap, norm in enumerate(fc_norms):
                 checkpoint.read_into(f"fc_norm.{tap}.weight", norm)
         mask_taps = _read_mask_taps(checkpoint, taps_width, dtype, device)
-        mask_hidden = _project(mask_taps, fc, fc_scale, input_norm, fc_norms, config.rms_norm_eps)
+        mask_hidden = project_mask_taps(
+            mask_taps, fc, fc_scale, input_norm, fc_norms, config.rms_norm_eps
+        )
 
         layers = tuple(
             load_layer(
@@ -324,7 +326,7 @@ def load_drafter_weights(
         input_norm=input_norm,
         fc_norms=fc_norms,
         mask_hidden=mask_hidden,
-        mask_heads=_mask_heads(
+        mask_heads=mask_row_heads(
             layers[0], embedding[config.mask_token_id], mask_hidden, config.rms_norm_eps
         ),
         layers=layers,
@@ -404,7 +406,7 @@ def _read_mask_taps(
     return checkpoint.read("mask_hidden", shape, dtype=dtype, device=device).flatten()
 
 
-def _project(
+def project_mask_taps(
     taps: Tensor,
     fc: Tensor,
     fc_scale: Tensor | None,
@@ -424,7 +426,7 @@ def _project(
     return _product(fc, fc_scale, x).to(taps.dtype)
 
 
-def _mask_heads(
+def mask_row_heads(
     first: LayerWeights, mask_embedding: Tensor, mask_hidden: Tensor, eps: float
 ) -> Tensor:
     """Queries, keys and values of a mask row in the first layer, before they are rotated."""

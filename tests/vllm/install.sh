@@ -20,4 +20,5 @@ pip --no-deps xgrammar==0.2.8 compressed-tensors==0.17.0 triton
 path=$(tr ':' '\n' <<< "$PATH" | grep --invert-match --ignore-case cargo | paste --serial --delimiters=:)
 PATH=$path VLLM_VERSION_OVERRIDE=$version VLLM_TARGET_DEVICE=empty \
   pip --no-deps --no-build-isolation --no-binary vllm "vllm==$version"
-pip --no-deps --no-build-isolation "$here/standins"
+cp -r "$here/standins" "$venv/standins"  # setuptools builds where the sources are
+pip --no-deps --no-build-isolation "$venv/standins"

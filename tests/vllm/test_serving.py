@@ -98,8 +98,8 @@ def test_ours_drafts_what_vllms_own_does(
 
 
 @pytest.mark.parametrize("runner", ["V1", "V2"])
-def test_fp8_cache_small_memory_and_seeds(runner: str, plain: Served, serve: Serve) -> None:
-    """An FP8 cache in blocks of 32, requests that are preempted, and sampling with seeds."""
+def test_small_fp8_cache_and_seeds(runner: str, plain: Served, serve: Serve) -> None:
+    """An FP8 cache of 24 blocks of 32, too few for all requests at a time; sampling with seeds."""
     sampled = [
         [request(i, 20 + i, 12, sampling={"temperature": 0.8, "seed": 7 + i}) for i in range(3)]
     ] * 2

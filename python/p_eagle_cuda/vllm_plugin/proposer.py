@@ -47,7 +47,7 @@ class PEagleProposer(EagleProposer):  # type: ignore[misc]  # vLLM has no types 
                 self._served = ServedDrafter(
                     self.model, self.vllm_config, self.device, options, joins_taps=True
                 )
-        except PEagleError as error:
+        except (PEagleError, AttributeError) as error:  # the latter: a module that is not known
             reason = str(error)
         if self._served is None:
             logger.warning("p_eagle_cuda steps aside, vLLM's own drafter serves: %s", reason)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from p_eagle_cuda.buffers import DeviceSize, PassLimits, batch_sizes_up_to, plan_buffers
+from p_eagle_cuda.buffers import DeviceSize, PassInputs, PassLimits, batch_sizes_up_to, plan_buffers
 from p_eagle_cuda.config import DrafterConfig
 from p_eagle_cuda.drafter import Drafter
 from p_eagle_cuda.errors import ConfigError
@@ -149,7 +149,7 @@ class ServedDrafter:
         else:
             if num_rejected is None:
                 num_rejected = torch.zeros(B, dtype=torch.int32, device=self._device)
-            given = drafter.static_inputs(0, 0)._replace(
+            given = PassInputs(
                 target_tokens=tokens.long(), target_positions=positions.long(),
                 taps=tuple(tap.contiguous() for tap in taps), query_start=query_start.contiguous(),
                 num_rejected=num_rejected, next_tokens=next_tokens.long(),

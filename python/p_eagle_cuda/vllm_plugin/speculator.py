@@ -32,7 +32,7 @@ class PEagleSpeculator(EagleSpeculator):  # type: ignore[misc]  # vLLM has no ty
             self._served = ServedDrafter(
                 self.model, self.vllm_config, self.device, options, joins_taps=False
             )
-        except PEagleError as error:
+        except (PEagleError, AttributeError) as error:  # the latter: a module that is not known
             raise RuntimeError(
                 f"p_eagle_cuda cannot draft: {error}; VLLM_USE_V2_MODEL_RUNNER=0 or "
                 "P_EAGLE_CUDA_DISABLE=1 serves with vLLM's own drafter"

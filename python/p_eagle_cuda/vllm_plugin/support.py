@@ -24,6 +24,13 @@ def refusal(vllm_config: Any, device_type: str) -> str | None:  # noqa: ANN401
         vllm_config: vLLM's whole configuration, with speculative decoding.
         device_type: Of the workers, "cuda" or "cpu".
     """
+    try:
+        return _find_refusal(vllm_config, device_type)
+    except AttributeError as error:
+        return f"this vLLM's configuration is not one that is known ({error})"
+
+
+def _find_refusal(vllm_config: Any, device_type: str) -> str | None:  # noqa: ANN401
     speculative, model = vllm_config.speculative_config, vllm_config.model_config
     draft = speculative.draft_model_config
     parallel = vllm_config.parallel_config

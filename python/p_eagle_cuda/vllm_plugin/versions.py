@@ -8,8 +8,8 @@ Release = tuple[int, int]
 
 # V1 runner: the oldest with the layout of paged caches that the kernels read, the newest tried.
 V1_VERSIONS: tuple[Release, Release] = (0, 27), (0, 33)
-# V2 runner, whose insides change with every release: those that were tried.
-V2_VERSIONS: tuple[Release, Release] = (0, 32), (0, 33)
+# V2 runner, whose insides change with every release: the one that was tried.
+V2_VERSIONS: tuple[Release, Release] = (0, 33), (0, 33)
 
 
 def unsupported_version(version: str, oldest: Release, newest: Release) -> str | None:

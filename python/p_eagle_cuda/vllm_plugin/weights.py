@@ -10,7 +10,7 @@ from torch import Tensor
 from p_eagle_cuda.config import DrafterConfig
 from p_eagle_cuda.errors import CheckpointError
 from p_eagle_cuda.rope import rope_table
-from p_eagle_cuda.weights import DrafterWeights, LayerWeights, _mask_heads, _project
+from p_eagle_cuda.weights import DrafterWeights, LayerWeights, mask_row_heads, project_mask_taps
 
 
 def adopt_weights(
@@ -92,7 +92,7 @@ def adopt_weights(
             ]
         )
     mask_taps = module.mask_hidden.detach().flatten().to(device=fc.device, dtype=fc.dtype)
-    mask_hidden = _project(mask_taps, fc, None, input_norm, fc_norms, config.rms_norm_eps)
+    mask_hidden = project_mask_taps(mask_taps, fc, None, input_norm, fc_norms, config.rms_norm_eps)
     embedding = weight("embed_tokens", core.embed_tokens, V, H)
     layers = tuple(layer(i) for i in range(config.num_layers))
     offsets = module.draft_id_to_target_id
@@ -105,7 +105,7 @@ def adopt_weights(
         input_norm=input_norm,
         fc_norms=fc_norms,
         mask_hidden=mask_hidden,
-        mask_heads=_mask_heads(
+        mask_heads=mask_row_heads(
             layers[0], embedding[config.mask_token_id], mask_hidden, config.rms_norm_eps
         ),
         layers=layers,
