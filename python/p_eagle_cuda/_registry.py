@@ -213,18 +213,12 @@ def check_working_dtype(op: str, name: str, tensor: Tensor) -> torch.dtype:
     return tensor.dtype
 
 
-def check_cache(
-    op: str, k_cache: Tensor, v_cache: Tensor, k_scale: Tensor, v_scale: Tensor, dtype: torch.dtype
-) -> None:
-    """Raise unless these are a layer's paged cache for rows of `dtype`, with its scales."""
+def check_cache_layout(op: str, k_cache: Tensor, v_cache: Tensor) -> None:
+    """Raise unless these are a layer's paged cache, of any dtype."""
     for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
         check(
             cache.ndim == 4,
             f"{op}: `{name}` must be [blocks, Nkv, block_size, D], got shape {list(cache.shape)}",
-        )
-        check(
-            cache.dtype == dtype or cache.dtype in FP8_DTYPES,
-            f"{op}: `{name}` must have dtype {dtype} or an FP8 one, got {cache.dtype}",
         )
         check(
             cache.stride(3) == 1,
@@ -236,5 +230,17 @@ def check_cache(
         f"{op}: `v_cache` must be like `k_cache`, {list(k_cache.shape)} {k_cache.dtype}, "
         f"got {list(v_cache.shape)} {v_cache.dtype}",
     )
+
+
+def check_cache(
+    op: str, k_cache: Tensor, v_cache: Tensor, k_scale: Tensor, v_scale: Tensor, dtype: torch.dtype
+) -> None:
+    """Raise unless these are a layer's paged cache for rows of `dtype`, with its scales."""
+    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
+        check(
+            cache.dtype == dtype or cache.dtype in FP8_DTYPES,
+            f"{op}: `{name}` must have dtype {dtype} or an FP8 one, got {cache.dtype}",
+        )
+    check_cache_layout(op, k_cache, v_cache)
     check_tensor(op, "k_scale", k_scale, torch.float32, 1)
     check_tensor(op, "v_scale", v_scale, torch.float32, 1)

@@ -45,10 +45,10 @@ class Drafter:
     positions with the target: the token at position p has its row at position p - 1, beside the
     target's hidden state there.
 
-    A batch in which no request has more than K + 1 target rows on average, that is, one that
-    decodes, is copied to static buffers and padded to one of a few batch sizes. On CUDA a graph of
-    the pass is recorded for each size when it first comes, or by `capture_graphs`, and replayed.
-    Larger batches, prompts among them, are launched kernel by kernel.
+    A batch with at most K + 1 target rows per request, on average, as when decoding, is copied to
+    static buffers and padded to one of a few batch sizes. On CUDA a graph of the pass is recorded
+    for each size when it first comes, or by `capture_graphs`, and replayed. Larger batches, prompts
+    among them, are launched kernel by kernel.
     """
 
     def __init__(

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from p_eagle_cuda import tree
-from p_eagle_cuda._registry import CpuBody, check, check_matrix, check_tensor, define
+from p_eagle_cuda._registry import (
+    CpuBody,
+    check,
+    check_cache_layout,
+    check_matrix,
+    check_tensor,
+    define,
+)
 from p_eagle_cuda.ops.head import MAX_TOP_K
 from p_eagle_cuda.tree import MAX_NODES, Topology, Tree
 
@@ -208,21 +215,7 @@ def _compact_cache(
     check_tensor(op, "path", path, torch.int32, B, N)
     check_tensor(op, "row_start", row_start, torch.int32, B + 1)
     check_tensor(op, "slots", slots, torch.int64, slots.numel())
-    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
-        check(
-            cache.ndim == 4,
-            f"{op}: `{name}` must be [blocks, Nkv, block_size, D], got shape {list(cache.shape)}",
-        )
-        check(
-            cache.stride(3) == 1,
-            f"{op}: `{name}` must be contiguous in its last dimension, got strides "
-            f"{list(cache.stride())}",
-        )
-    check(
-        k_cache.shape == v_cache.shape and k_cache.dtype == v_cache.dtype,
-        f"{op}: `v_cache` must be like `k_cache`, {list(k_cache.shape)} {k_cache.dtype}, "
-        f"got {list(v_cache.shape)} {v_cache.dtype}",
-    )
+    check_cache_layout(op, k_cache, v_cache)
 
     def on_cpu() -> None:
         tree.compact_cache(path, row_start, slots, (k_cache, v_cache))

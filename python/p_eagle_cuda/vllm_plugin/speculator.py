@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,6 +18,18 @@ from p_eagle_cuda.vllm_plugin.serving import ServedDrafter
 logger = logging.getLogger("vllm.p_eagle_cuda")
 
 
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Say what to do where ours cannot draft: this runner has no other drafter for P-EAGLE."""
+    try:
+        yield
+    except (PEagleError, AttributeError) as error:  # the latter: a module that is not known
+        raise RuntimeError(
+            f"p_eagle_cuda cannot draft: {error}; VLLM_USE_V2_MODEL_RUNNER=0 or "
+            "P_EAGLE_CUDA_DISABLE=1 serves with vLLM's own drafter"
+        ) from error
+
+
 class PEagleSpeculator(EagleSpeculator):  # type: ignore[misc]  # vLLM has no types here
     """Drafts with our kernels; of vLLM's speculator it uses the loading and the bookkeeping."""
 
@@ -27,16 +41,11 @@ class PEagleSpeculator(EagleSpeculator):  # type: ignore[misc]  # vLLM has no ty
                 no other drafter for it.
         """
         super().load_model(target_model)
-        try:
+        with _explained():
             options = PluginOptions.read(self.vllm_config.additional_config)
             self._served = ServedDrafter(
                 self.model, self.vllm_config, self.device, options, joins_taps=False
             )
-        except (PEagleError, AttributeError) as error:  # the latter: a module that is not known
-            raise RuntimeError(
-                f"p_eagle_cuda cannot draft: {error}; VLLM_USE_V2_MODEL_RUNNER=0 or "
-                "P_EAGLE_CUDA_DISABLE=1 serves with vLLM's own drafter"
-            ) from error
         logger.info("p_eagle_cuda drafts on the V2 runner: %s", self._served.describe())
 
     def init_cudagraph_manager(self, cudagraph_mode: Any) -> None:  # noqa: ANN401
@@ -44,7 +53,8 @@ class PEagleSpeculator(EagleSpeculator):  # type: ignore[misc]  # vLLM has no ty
 
     def capture(self) -> None:
         """Record them, when vLLM records its own."""
-        self._served.ensure_caches(self.model)
+        with _explained():
+            self._served.ensure_caches(self.model)
         self._served.capture_graphs()
 
     @torch.inference_mode()
@@ -73,7 +83,8 @@ class PEagleSpeculator(EagleSpeculator):  # type: ignore[misc]  # vLLM has no ty
             return drafts
         assert aux_hidden_states, "a P-EAGLE drafter reads the target's hidden states"
         k = self.num_speculative_steps if num_speculative_tokens is None else num_speculative_tokens
-        self._served.ensure_caches(self.model)
+        with _explained():
+            self._served.ensure_caches(self.model)
         requests = input_batch.idx_mapping[:B]
         prefill = next_prefill_tokens if next_prefill_tokens.ndim == 1 else next_prefill_tokens[0]
         group = next(g for g, groups in enumerate(self.attn_groups) if groups)
