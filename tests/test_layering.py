@@ -47,6 +47,7 @@ LAYERS = [
     "bundled",
     "text",
     "generation",
+    "evaluation",
     "train",
     "cli",
     "__main__",

@@ -19,3 +19,7 @@ class BackendError(PEagleError):
 
 class PromptError(PEagleError):
     """A prompt that is empty, unreadable, or too long."""
+
+
+class EvaluationError(PEagleError):
+    """A server that cannot be reached, refuses a request, or does not count what is asked for."""

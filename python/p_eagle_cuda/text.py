@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -56,28 +59,43 @@ def read_prompts(path: str | Path) -> list[str]:
     Raises:
         PromptError: The file cannot be read, is not UTF-8, or a line is not such an object.
     """
+    prompts = []
+    for place, value in read_json_lines(path):
+        prompt = value.get("prompt") if isinstance(value, dict) else None
+        if not isinstance(prompt, str):
+            raise PromptError(f'{place}: expected {{"prompt": "..."}}, found {value!r:.60}')
+        prompts.append(prompt)
+    if not prompts:
+        raise PromptError(f"{path}: holds no prompts")
+    return prompts
+
+
+def read_json_lines(path: str | Path) -> list[tuple[str, Any]]:
+    """The values of a JSON Lines file, each with its place; blank lines are skipped.
+
+    A file that ends in .gz is unpacked.
+
+    Raises:
+        PromptError: The file cannot be read, is not UTF-8, or a line is not JSON.
+    """
     file = Path(path)
     try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
-    except OSError as error:
-        raise PromptError(f"{file}: cannot be read ({error.strerror})") from None
+        data = file.read_bytes()
+        lines = (gzip.decompress(data) if file.suffix == ".gz" else data).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise PromptError(f"{file}: is not UTF-8 (byte {error.start})") from None
-    prompts = []
-    for number, line in enumerate(lines, start=1):
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or _first_line(error)
+        raise PromptError(f"{file}: cannot be read ({reason})") from None
+    values = []
+    for number, line in enumerate(lines.split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            values.append((f"{file}:{number}", json.loads(line)))
         except (ValueError, RecursionError) as error:
             raise PromptError(f"{file}:{number}: is not JSON ({_first_line(error)})") from None
-        prompt = value.get("prompt") if isinstance(value, dict) else None
-        if not isinstance(prompt, str):
-            raise PromptError(f'{file}:{number}: expected {{"prompt": "..."}}, found {line[:60]}')
-        prompts.append(prompt)
-    if not prompts:
-        raise PromptError(f"{file}: holds no prompts")
-    return prompts
+    return values
 
 
 class TextStream:

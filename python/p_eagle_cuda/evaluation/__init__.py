@@ -1,0 +1,1 @@
+"""Acceptance on a running vLLM server: `p-eagle-cuda eval`."""
