@@ -22,7 +22,7 @@ _SAMPLE = re.compile(
     r"^vllm:(spec_decode_num_\w+|generation_tokens_total)(?:\{(.*)\})? (\S+)(?: -?\d+)?$",
     re.MULTILINE,
 )
-_POSITION = re.compile(r'(?:^|,)position="(\d+)"')
+_POSITION = re.compile(r'position="(\d+)"')  # quotes in other labels are escaped
 
 
 @dataclass(frozen=True)
