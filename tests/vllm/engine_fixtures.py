@@ -5,14 +5,22 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from p_eagle_cuda.bundled import bundled_drafter, bundled_target
 
 HERE = Path(__file__).parent
 
@@ -22,8 +30,10 @@ class Served:
     """What `run_engine.py` tells, and lines of the log that are ours."""
 
     outputs: list[list[list[int] | None]]
+    aborted: list[list[int]]
     drafts: list[list[list[int]]]
     counters: dict[str, Any]
+    num_preemptions: int
     log: list[str]
 
 
@@ -38,6 +48,26 @@ def vllm_python(tmp_path_factory: pytest.TempPathFactory) -> str:
     venv = tmp_path_factory.mktemp("vllm") / "venv"
     subprocess.run([HERE / "install.sh", venv, sys.executable], check=True)
     return str(venv / "bin" / "python")
+
+
+def environment(*, v2: bool, plugin: bool = True) -> dict[str, str]:
+    """Variables of a process that runs vLLM."""
+    variables = {
+        **os.environ,
+        "CUDA_VISIBLE_DEVICES": "",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "P_EAGLE_CUDA_DISABLE": "0" if plugin else "1",
+        "TRITON_INTERPRET": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_DO_NOT_TRACK": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_TARGET_DEVICE": "cpu",
+        "VLLM_USE_V2_MODEL_RUNNER": "1" if v2 else "0",
+    }
+    variables.pop("PYTHONPATH", None)
+    return variables
 
 
 Serve = Callable[..., Served]
@@ -59,29 +89,95 @@ def serve(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> Serve:
         if speculative is not None:
             engine["speculative_config"] = speculative
         (folder / "case.json").write_text(json.dumps({"engine": engine, "batches": batches}))
-        environment = {
-            **os.environ,
-            "CUDA_VISIBLE_DEVICES": "",
-            "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": "1",
-            "P_EAGLE_CUDA_DISABLE": "0" if plugin else "1",
-            "TRITON_INTERPRET": "1",
-            "VLLM_CPU_KVCACHE_SPACE": "1",
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "VLLM_DO_NOT_TRACK": "1",
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            "VLLM_NO_USAGE_STATS": "1",
-            "VLLM_TARGET_DEVICE": "cpu",
-            "VLLM_USE_V2_MODEL_RUNNER": "1" if v2 else "0",
-        }
-        environment.pop("PYTHONPATH", None)
         arguments = [folder / "case.json", folder / "result.json", *(["--v2"] if v2 else [])]
+        variables = environment(v2=v2, plugin=plugin)
         done = subprocess.run(
             [vllm_python, HERE / "run_engine.py", *arguments],
-            env=environment, capture_output=True, text=True, timeout=600, check=False,
+            env={**variables, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"},
+            capture_output=True, text=True, timeout=600, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
         log = re.findall(r"((?:INFO|WARNING).*\bp_eagle_cuda\b.*)", done.stdout + done.stderr)
         return Served(**json.loads((folder / "result.json").read_text()), log=log)
 
     return run
+
+
+@dataclass(frozen=True)
+class HttpServer:
+    """A running `vllm serve`."""
+
+    url: str
+    log_file: Path
+    process: subprocess.Popen[bytes]
+
+    @property
+    def log(self) -> str:
+        return self.log_file.read_text(errors="replace")
+
+    def wait(self) -> None:
+        """Until it answers."""
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, self.log[-4000:]
+            try:
+                with urllib.request.urlopen(f"{self.url}/health", timeout=5):
+                    return
+            except (urllib.error.URLError, TimeoutError):
+                time.sleep(0.2)
+        raise AssertionError(self.log[-4000:])
+
+    def stop(self) -> None:
+        """With all of its processes."""
+        self.process.terminate()
+        try:
+            self.process.wait(30)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+
+
+def vllm_command(vllm_python: str) -> list[str]:
+    """What a shell calls `vllm`, wherever its script is."""
+    return [vllm_python, "-m", "vllm.entrypoints.cli.main"]
+
+
+@pytest.fixture(scope="session")
+def http_servers(
+    vllm_python: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, HttpServer]]:
+    """`vllm serve` with the bundled pair on both model runners, started side by side."""
+    folder = tmp_path_factory.mktemp("http")
+    # The bundled target has no chat template; what is said is the text to continue.
+    template = folder / "chat.jinja"
+    template.write_text("{% for message in messages %}{{ message.content }}{% endfor %}")
+    speculative = {
+        "method": "eagle3", "model": str(bundled_drafter()), "num_speculative_tokens": 5,
+        "parallel_drafting": True,
+    }  # fmt: skip
+    servers = {}
+    try:
+        for runner in ("V1", "V2"):
+            with socket.create_server(("127.0.0.1", 0)) as free:
+                port = free.getsockname()[1]
+            log_file = folder / f"{runner}.log"
+            with log_file.open("wb") as log:
+                process = subprocess.Popen(
+                    [
+                        *vllm_command(vllm_python), "serve", bundled_target(), "--port", str(port),
+                        "--host", "127.0.0.1", "--speculative-config", json.dumps(speculative),
+                        "--async-scheduling", "--no-enable-prefix-caching", "--max-num-seqs", "8",
+                        "--max-model-len", "256", "--max-num-batched-tokens", "192", "--dtype",
+                        "float32", "--enforce-eager", "--chat-template", template,
+                        "--served-model-name", "bundled",
+                    ],
+                    env=environment(v2=runner == "V2"), stdout=log, stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )  # fmt: skip
+            servers[runner] = HttpServer(f"http://127.0.0.1:{port}", log_file, process)
+        for server in servers.values():
+            server.wait()
+        yield servers
+    finally:
+        for server in servers.values():
+            server.stop()

@@ -3,8 +3,9 @@
     python run_engine.py CASE.json RESULT.json
 
 The case: `engine`, arguments of `vllm.LLM`; `batches`, each a list of {"prompt": token ids,
-"sampling": arguments of SamplingParams, "abort_after": engine steps}. The result: token ids of each
-request, the drafts of each step, and vLLM's counters.
+"sampling": arguments of SamplingParams, "join_after" and "abort_after": engine steps}. The result:
+token ids of each request, those that the aborted ones had, the drafts of each step, and vLLM's
+counters.
 """
 
 from __future__ import annotations
@@ -22,14 +23,19 @@ def main(case_path: str, result_path: str) -> None:
 
     drafts = _record_drafts()
     llm = LLM(**case["engine"], disable_log_stats=False)
-    outputs = [_serve(llm, batch) for batch in case["batches"]]
+    aborted: list[list[int]] = []
+    outputs = [_serve(llm, batch, aborted) for batch in case["batches"]]
+    metrics = {metric.name: metric for metric in llm.get_metrics()}
     counters = {
         metric.name.removeprefix("vllm:spec_decode_"): getattr(metric, "value", None)
         or getattr(metric, "values", None)
-        for metric in llm.get_metrics()
+        for metric in metrics.values()
         if "spec_decode" in metric.name
     }
-    result = {"outputs": outputs, "drafts": drafts, "counters": counters}
+    result = {
+        "outputs": outputs, "aborted": aborted, "drafts": drafts, "counters": counters,
+        "num_preemptions": metrics["vllm:num_preemptions"].value,
+    }  # fmt: skip
     Path(result_path).write_text(json.dumps(result))
 
 
@@ -61,29 +67,34 @@ def _record_drafts() -> list[Any]:
     return drafts
 
 
-def _serve(llm: Any, batch: list[dict[str, Any]]) -> list[list[int] | None]:
-    """Token ids of each request; None of one that was aborted."""
+def _serve(
+    llm: Any, batch: list[dict[str, Any]], aborted: list[list[int]]
+) -> list[list[int] | None]:
+    """Token ids of each request; None of one that was aborted, whose tokens are put aside."""
     from vllm.inputs import TokensPrompt
 
     from vllm import SamplingParams
 
     engine = llm.llm_engine
-    done: dict[str, list[int]] = {}
-    for i, request in enumerate(batch):
-        sampling = SamplingParams(ignore_eos=True, detokenize=False, **request["sampling"])
-        engine.add_request(str(i), TokensPrompt(prompt_token_ids=request["prompt"]), sampling)
+    so_far: list[list[int]] = [[] for _ in batch]
+    to_abort = {
+        i: request["abort_after"] for i, request in enumerate(batch) if "abort_after" in request
+    }
+    to_join = {i: request.get("join_after", 0) for i, request in enumerate(batch)}
     step = 0
-    while engine.has_unfinished_requests():
+    while to_join or engine.has_unfinished_requests():
+        for i in [i for i, at in to_join.items() if at <= step]:
+            del to_join[i]
+            sampling = SamplingParams(ignore_eos=True, detokenize=False, **batch[i]["sampling"])
+            prompt = TokensPrompt(prompt_token_ids=batch[i]["prompt"])
+            engine.add_request(str(i), prompt, sampling)
         for output in engine.step():
-            if output.finished:
-                done[output.request_id] = list(output.outputs[0].token_ids)
+            so_far[int(output.request_id)] = list(output.outputs[0].token_ids)
         step += 1
-        aborted = [str(i) for i, request in enumerate(batch) if request.get("abort_after") == step]
-        if aborted:
-            engine.abort_request(aborted)
-            for name in aborted:
-                done.pop(name, None)
-    return [done.get(str(i)) for i in range(len(batch))]
+        now = [i for i, at in to_abort.items() if at == step]
+        engine.abort_request([str(i) for i in now])
+        aborted += [so_far[i] for i in now]
+    return [None if i in to_abort else tokens for i, tokens in enumerate(so_far)]
 
 
 if __name__ == "__main__":

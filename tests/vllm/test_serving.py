@@ -45,12 +45,18 @@ def request(index: int, length: int, max_tokens: int, **more: Any) -> dict[str, 
 
 
 # One request alone; then sixteen of all lengths, some longer than a step takes, of which one is
-# aborted; requests end at different times and leave room.
+# aborted while it waits; then some that join and leave while others draft, and one that is aborted
+# among them.
+NEVER_REACHED = 60
 GREEDY = [
     [request(0, 9, 16)],
     [
         *(request(i, 1 + 7 * i, 4 + i) for i in range(15)),
         request(15, 200, 20, abort_after=5),
+    ],
+    [
+        *(request(16 + i, 20 + 9 * i, 8 + 4 * i, join_after=2 * i) for i in range(6)),
+        request(22, 40, NEVER_REACHED, join_after=3, abort_after=12),
     ],
 ]
 
@@ -72,8 +78,18 @@ def assert_ours_on(served: Served, runner: str) -> None:
     assert not [x for x in served.log if x.startswith("WARNING")], served.log
 
 
-def without_aborted(served: Served) -> list[list[list[int] | None]]:
-    return [[ids for ids in batch if ids is not None] for batch in served.outputs]
+def acceptance_length(served: Served) -> float:
+    return 1 + served.counters["num_accepted_tokens"] / served.counters["num_drafts"]
+
+
+def assert_same_text(served: Served, plain: Served) -> None:
+    """Of all requests; of the aborted ones so far as they came, which is further with drafts."""
+    assert served.outputs == plain.outputs
+    waiting, drafting = served.aborted
+    assert not waiting, "the request was to be aborted before it had a token"
+    without_drafts = plain.aborted[1]
+    assert 0 < len(without_drafts) < len(drafting) < NEVER_REACHED
+    assert drafting[: len(without_drafts)] == without_drafts
 
 
 @pytest.mark.parametrize("runner", ["V1", "V2"])
@@ -83,18 +99,32 @@ def test_ours_drafts_what_vllms_own_does(
     """Same text as without speculation, same drafts and counters as vLLM's own drafter."""
     ours = serve(GREEDY, speculative=SPECULATIVE, v2=runner == "V2", **ENGINE)
     assert_ours_on(ours, runner)
-    assert without_aborted(ours) == without_aborted(plain) == without_aborted(of_vllm)
+    assert_same_text(ours, plain)
+    assert_same_text(of_vllm, plain)
     assert ours.counters["num_drafts"] > 40
     if runner == "V1":
         assert ours.drafts == of_vllm.drafts
         assert ours.counters == of_vllm.counters
     else:  # batches are put together in another order
-        theirs = of_vllm.counters
-        found = 1 + ours.counters["num_accepted_tokens"] / ours.counters["num_drafts"]
-        expected = 1 + theirs["num_accepted_tokens"] / theirs["num_drafts"]
-        assert found == pytest.approx(expected, rel=0.01)
+        assert acceptance_length(ours) == pytest.approx(acceptance_length(of_vllm), rel=0.01)
         first = lambda served: [step[0] for step in served.drafts[:8]]  # noqa: E731
         assert first(ours) == first(of_vllm)
+
+
+@pytest.mark.parametrize("runner", ["V1", "V2"])
+def test_preempted_requests_keep_their_text(
+    runner: str, plain: Served, of_vllm: Served, serve: Serve
+) -> None:
+    """A cache of 12 blocks of 32: requests are thrown out of it, and begin again later."""
+    ours = serve(
+        GREEDY, speculative=SPECULATIVE, v2=runner == "V2", block_size=32,
+        num_gpu_blocks_override=12, **ENGINE,
+    )  # fmt: skip
+    assert_ours_on(ours, runner)
+    assert plain.num_preemptions == of_vllm.num_preemptions == 0 < ours.num_preemptions
+    assert ours.outputs == plain.outputs
+    # What is drafted next to what differs, and what is drafted again.
+    assert acceptance_length(ours) == pytest.approx(acceptance_length(of_vllm), rel=0.03)
 
 
 @pytest.mark.parametrize("runner", ["V1", "V2"])
@@ -108,11 +138,10 @@ def test_small_fp8_cache_and_seeds(runner: str, plain: Served, serve: Serve) -> 
         **{**ENGINE, "kv_cache_dtype": "fp8", "block_size": 32, "num_gpu_blocks_override": 24},
     )  # fmt: skip
     assert_ours_on(ours, runner)
-    assert ours.outputs[2] == ours.outputs[3], "the same seeds gave another text"
-    assert all(len(ids or ()) == 12 for ids in ours.outputs[2])
+    assert ours.outputs[-2] == ours.outputs[-1], "the same seeds gave another text"
+    assert all(len(ids or ()) == 12 for ids in ours.outputs[-1])
     # The target's own cache is FP8 too, so that its text may differ; most of it does not.
-    length = 1 + ours.counters["num_accepted_tokens"] / ours.counters["num_drafts"]
-    assert length > 1.5, ours.counters
+    assert acceptance_length(ours) > 1.5, ours.counters
 
 
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
