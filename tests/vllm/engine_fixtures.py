@@ -37,17 +37,33 @@ class Served:
     log: list[str]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Results in JUnit's format tell what was tested, for `support_matrix.py`."""
+    for item in items:
+        marker = item.get_closest_marker("feature")
+        if marker is not None and isinstance(item, pytest.Function):
+            parameters = item.callspec.params if hasattr(item, "callspec") else {}
+            item.user_properties.append(("runner", parameters.get("runner", "V1")))
+            item.user_properties += [("feature", feature) for feature in marker.args]
+
+
 @pytest.fixture(scope="session")
-def vllm_python(tmp_path_factory: pytest.TempPathFactory) -> str:
+def vllm_python(
+    tmp_path_factory: pytest.TempPathFactory,
+    record_testsuite_property: Callable[[str, object], None],
+) -> str:
     """The Python of an environment with vLLM; P_EAGLE_VLLM_PYTHON names one that is there."""
-    named = os.environ.get("P_EAGLE_VLLM_PYTHON")
-    if named:
-        return named
-    if os.environ.get("P_EAGLE_TEST_VLLM") != "1":
-        pytest.skip("set P_EAGLE_TEST_VLLM=1 to install vLLM and test with it")
-    venv = tmp_path_factory.mktemp("vllm") / "venv"
-    subprocess.run([HERE / "install.sh", venv, sys.executable], check=True)
-    return str(venv / "bin" / "python")
+    python = os.environ.get("P_EAGLE_VLLM_PYTHON")
+    if not python:
+        if os.environ.get("P_EAGLE_TEST_VLLM") != "1":
+            pytest.skip("set P_EAGLE_TEST_VLLM=1 to install vLLM and test with it")
+        venv = tmp_path_factory.mktemp("vllm") / "venv"
+        subprocess.run([HERE / "install.sh", venv, sys.executable], check=True)
+        python = str(venv / "bin" / "python")
+    version = "from importlib.metadata import version; print(version('vllm'))"
+    found = subprocess.run([python, "-c", version], capture_output=True, text=True, check=True)
+    record_testsuite_property("vllm", found.stdout.strip())
+    return python
 
 
 def environment(*, v2: bool, plugin: bool = True) -> dict[str, str]:

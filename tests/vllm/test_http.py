@@ -56,6 +56,7 @@ def evaluate(url: str, prompt_file: Path) -> dict[str, Any]:
     return dict(result)
 
 
+@pytest.mark.feature("`p-eagle-cuda eval`")
 @pytest.mark.parametrize("runner", ["V1", "V2"])
 def test_evaluation(runner: str, http_servers: dict[str, HttpServer], prompt_file: Path) -> None:
     """Every token of ours is counted, and no other."""
@@ -76,6 +77,7 @@ def test_evaluation(runner: str, http_servers: dict[str, HttpServer], prompt_fil
     assert found["acceptance_length"] > 1.5
 
 
+@pytest.mark.feature("`vllm bench serve`")
 def test_vllms_benchmark_finds_the_same(
     http_servers: dict[str, HttpServer], prompt_file: Path, vllm_python: str, tmp_path: Path
 ) -> None:
@@ -112,6 +114,7 @@ def texts(prompt_file: Path) -> list[str]:
     return list(found["texts"])
 
 
+@pytest.mark.feature("`vllm serve`")
 @pytest.mark.parametrize("runner", ["V1", "V2"])
 def test_text_is_that_of_the_target_alone(
     runner: str, http_servers: dict[str, HttpServer], texts: list[str]

@@ -92,6 +92,9 @@ def assert_same_text(served: Served, plain: Served) -> None:
     assert drafting[: len(without_drafts)] == without_drafts
 
 
+@pytest.mark.feature(
+    "Same drafts as vLLM's", "Greedy text", "Chunked prefill", "Joining, leaving, aborting"
+)
 @pytest.mark.parametrize("runner", ["V1", "V2"])
 def test_ours_drafts_what_vllms_own_does(
     runner: str, plain: Served, of_vllm: Served, serve: Serve
@@ -111,6 +114,7 @@ def test_ours_drafts_what_vllms_own_does(
         assert first(ours) == first(of_vllm)
 
 
+@pytest.mark.feature("Preemption")
 @pytest.mark.parametrize("runner", ["V1", "V2"])
 def test_preempted_requests_keep_their_text(
     runner: str, plain: Served, of_vllm: Served, serve: Serve
@@ -127,6 +131,7 @@ def test_preempted_requests_keep_their_text(
     assert acceptance_length(ours) == pytest.approx(acceptance_length(of_vllm), rel=0.03)
 
 
+@pytest.mark.feature("FP8 cache", "Sampling with seeds")
 @pytest.mark.parametrize("runner", ["V1", "V2"])
 def test_small_fp8_cache_and_seeds(runner: str, plain: Served, serve: Serve) -> None:
     """An FP8 cache of 24 blocks of 32, too few for all requests at a time; sampling with seeds."""
@@ -154,6 +159,7 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.feature("Stepping aside")
 @pytest.mark.parametrize("name", REFUSED)
 def test_vllms_own_serves_where_ours_cannot(name: str, plain: Served, serve: Serve) -> None:
     """With one warning that says why."""
