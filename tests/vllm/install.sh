@@ -14,7 +14,7 @@ own=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib
 echo "import site; site.addsitedir('$inherited')" > "$own/inherited.pth"
 
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check install --quiet "$@"; }
-pip -r "$here/requirements.txt" setuptools setuptools_rust setuptools_scm wheel jinja2
+pip -r "$here/requirements.txt" "setuptools>=77" setuptools_rust setuptools_scm wheel jinja2
 pip --no-deps xgrammar==0.2.8 compressed-tensors==0.17.0 triton
 # Without cargo vLLM leaves out a frontend that is optional and would need another index.
 path=$(tr ':' '\n' <<< "$PATH" | grep --invert-match --ignore-case cargo | paste --serial --delimiters=:)
