@@ -13,6 +13,7 @@ import json
 import sys
 from collections.abc import Sequence
 from datetime import date
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -66,28 +67,39 @@ def read_junit(file: Path) -> dict[str, Any]:
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """A row for each vLLM and runner that the plugin knows, a column for each feature."""
+    """Rows for each runner and vLLM that the plugin knows, a column for each feature.
+
+    Versions that follow each other and have the same cells are one row.
+    """
     features = list(
         dict.fromkeys(
             feature for result in results for found in result["works"].values() for feature in found
         )
     )
     lines = [
-        f"| vLLM | Runner | {' | '.join(features)} | Tried |",
+        f"| Runner | vLLM | {' | '.join(features)} | Tried |",
         "|" + " --- |" * (3 + len(features)),
     ]
     (major, oldest), (_, newest) = V1_VERSIONS
-    for minor in range(newest, oldest - 1, -1):
-        release = f"{major}.{minor}"
-        found = [x for x in results if x["vllm"].startswith(f"{release}.")]
-        newest_result = max(found, key=lambda x: x["date"], default={"works": {}})
-        for runner, versions in (("V1", V1_VERSIONS), ("V2", V2_VERSIONS)):
-            works = newest_result["works"].get(runner, {})
-            is_aside = unsupported_version(release, *versions) is not None
-            cells = [ASIDE if is_aside else works.get(x, UNTRIED) for x in features]
-            tried = newest_result["date"] if works and not is_aside else "-"
-            version = newest_result.get("vllm", release)
-            lines.append(f"| {version} | {runner} | {' | '.join(cells)} | {tried} |")
+    for runner, versions in (("V1", V1_VERSIONS), ("V2", V2_VERSIONS)):
+        rows = []
+        for minor in range(newest, oldest - 1, -1):
+            release = f"{major}.{minor}"
+            found = [x for x in results if x["vllm"].startswith(f"{release}.")]
+            last = max(found, key=lambda x: x["date"], default={"works": {}})
+            works = last["works"].get(runner, {})
+            if unsupported_version(release, *versions) is not None:
+                cells = [ASIDE] * len(features) + ["-"]
+            elif not works:
+                cells = [UNTRIED] * len(features) + ["-"]
+            else:
+                cells = [works.get(x, UNTRIED) for x in features] + [last["date"]]
+                release = last["vllm"]
+            rows.append((release, tuple(cells)))
+        for cells, group in groupby(rows, key=lambda row: row[1]):
+            releases = [release for release, _ in group]
+            shown = releases[0] if len(releases) == 1 else f"{releases[-1]} to {releases[0]}"
+            lines.append(f"| {runner} | {shown} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
