@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -47,6 +48,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.user_properties += [("feature", feature) for feature in marker.args]
 
 
+def _install(folder: Path) -> Path:
+    """Once, also where tests run in several processes, whose folders lie in that of the run."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    venv, done = folder / "vllm", folder / "vllm.installed"
+    with (folder / "vllm.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            subprocess.run([HERE / "install.sh", venv, sys.executable], check=True)
+            done.touch()
+    return venv
+
+
 @pytest.fixture(scope="session")
 def vllm_python(
     tmp_path_factory: pytest.TempPathFactory,
@@ -57,9 +71,7 @@ def vllm_python(
     if not python:
         if os.environ.get("P_EAGLE_TEST_VLLM") != "1":
             pytest.skip("set P_EAGLE_TEST_VLLM=1 to install vLLM and test with it")
-        venv = tmp_path_factory.mktemp("vllm") / "venv"
-        subprocess.run([HERE / "install.sh", venv, sys.executable], check=True)
-        python = str(venv / "bin" / "python")
+        python = str(_install(tmp_path_factory.getbasetemp()) / "bin" / "python")
     version = "from importlib.metadata import version; print(version('vllm'))"
     found = subprocess.run([python, "-c", version], capture_output=True, text=True, check=True)
     record_testsuite_property("vllm", found.stdout.strip())
