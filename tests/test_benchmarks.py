@@ -130,6 +130,18 @@ def test_measures_on_a_gpu(bench_linear: ModuleType) -> None:
     assert "bundled qkv" in bench_linear.table(report)
 
 
+@pytest.mark.parametrize("kv", ["bf16", "fp8"])
+def test_attention_and_its_baseline_compute_the_same(kv: str) -> None:
+    bench_kernel = load("bench_kernel")
+    shape, case = bench_kernel.DRAFTERS["bundled"], bench_kernel.Case(1, 2, 37)
+    kernel = bench_kernel.prompt_attention(
+        bench_kernel.Setting(shape, case, kv, torch.device("cpu"))
+    )
+    for ours, sdpa in zip(*kernel.candidates.values(), strict=True):
+        expected = sdpa()[0].transpose(0, 1).flatten(1)
+        torch.testing.assert_close(ours(), expected, rtol=0.02, atol=0.01)
+
+
 def test_every_kernel_can_be_called() -> None:
     """On a CPU the ops are the reference; each returns what a pass would go on with."""
     bench_kernel = load("bench_kernel")
