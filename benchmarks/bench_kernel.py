@@ -19,6 +19,7 @@ import torch
 from torch.nn.attention.bias import causal_lower_right
 from tqdm import tqdm
 
+from clocks import ClockWatch
 from drafters import BLOCK_SIZE, EPS, KV_DTYPES, Case, config_of, random_caches
 from p_eagle_cuda import ops
 from p_eagle_cuda.arguments import OneLineParser, positive_int
@@ -307,9 +308,11 @@ def main() -> int:
             **environment(), "drafter": options.drafter,
             "copy_gb_per_s": round(bandwidth / 1e9, 1), "results": [], "errors": [],
         }  # fmt: skip
-        for row in tqdm(measure(options, device, bandwidth, report["errors"]), unit="case"):
-            report["results"].append(row)
-            write_json(options.json, report)
+        with ClockWatch() as clocks:
+            for row in tqdm(measure(options, device, bandwidth, report["errors"]), unit="case"):
+                report["results"].append(row)
+                write_json(options.json, report)
+        clocks.note(report)
         write_json(options.json, report)
         print(table(report))
     except (PEagleError, OSError) as error:
