@@ -13,7 +13,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
-STEPS=(environment build smoke ops pass linear conformance kernels memcheck racecheck synccheck
+STEPS=(environment build smoke ops pass linear conformance kernels verification memcheck racecheck synccheck
   counters)
 
 die() {
@@ -153,6 +153,16 @@ kernels() {
       --json "$work/kernels.json"
   else
     bench bench_kernel --json "$work/kernels.json"
+  fi
+}
+
+verification_s=40
+verification() {
+  if [[ $dry ]]; then
+    bench bench_verify --dry-run --batch 2 --nodes 4 --vocab-size 100 \
+      --json "$work/verification.json"
+  else
+    bench bench_verify --nodes 8 --json "$work/verification.json"
   fi
 }
 

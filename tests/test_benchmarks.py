@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -87,7 +88,7 @@ def test_summary_of_samples(bench_linear: ModuleType) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure")
-@pytest.mark.parametrize("name", ["bench_linear", "bench_kernel", "bench_pass"])
+@pytest.mark.parametrize("name", ["bench_linear", "bench_kernel", "bench_pass", "bench_verify"])
 def test_without_a_gpu_nothing_is_claimed(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,6 +141,36 @@ def test_attention_and_its_baseline_compute_the_same(kv: str) -> None:
     for ours, sdpa in zip(*kernel.candidates.values(), strict=True):
         expected = sdpa()[0].transpose(0, 1).flatten(1)
         torch.testing.assert_close(ours(), expected, rtol=0.02, atol=0.01)
+
+
+def test_verification_and_its_baselines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All rules run, drafts are accepted and refused, and a baseline that errs is not timed."""
+    bench_verify = load("bench_verify")
+    cpu = torch.device("cpu")
+    for rule in bench_verify.RULES:
+        batches = bench_verify.make_batches(rule, 8, 6, 40, cpu)
+        found = bench_verify.ours(batches)
+        found.calls[-1]()
+        counts = (found.tokens() >= 0).sum(dim=1)
+        assert counts.min() < counts.max(), rule
+    sizes = "--batch 8 --nodes 6 --vocab-size 40"
+    arguments = ["bench_verify", "--dry-run", *sizes.split(), "--rule"]
+    monkeypatch.setattr(sys, "argv", [*arguments, *bench_verify.RULES])
+    assert bench_verify.main() == 0
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 2 + len(bench_verify.RULES)
+    assert "without vllm: needs a GPU" in err
+
+    def wrong(batches: list[Any]) -> Any:
+        right = bench_verify.in_torch(batches)
+        return right._replace(tokens=lambda: right.tokens() + 1)
+
+    monkeypatch.setitem(bench_verify.CANDIDATES, "torch", ("chain", wrong))
+    monkeypatch.setattr(sys, "argv", [*arguments, "greedy chain"])
+    assert bench_verify.main() == 1
+    assert "torch emits other tokens than ours" in capsys.readouterr().err
 
 
 def test_every_kernel_can_be_called() -> None:
