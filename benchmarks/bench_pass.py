@@ -6,7 +6,8 @@ product rate (`floor`), and ratios to it. Inputs lie in the drafter's static buf
 
 `auto` is what a user gets; `fused` and `torch` have every linear layer on one backend; what
 `vllm_replay` is, the module of that name says. Before they are timed, the passes must draft the
-same tokens but for the near-ties of random heads.
+same tokens but for the near-ties of random heads. `kernels` of a result says where the time of
+`auto` goes.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ from timing import (
     copy_bandwidth,
     environment,
     gpu_state,
+    kernel_times,
     product_rate,
     significant,
     time_passes,
@@ -189,6 +191,7 @@ def time_case(
     return {
         "agreement": agreement,
         "passes": {name: timing.as_json() for name, timing in timings.items()},
+        "kernels": kernel_times(passes["auto"]),
         "over_floor": round(auto / floor, 3),
         "torch_over_auto": round(timings["torch"].median_us / auto, 3),
         "vllm_replay_over_auto": round(timings["vllm_replay"].median_us / auto, 3),

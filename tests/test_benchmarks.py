@@ -87,6 +87,26 @@ def test_summary_of_samples(bench_linear: ModuleType) -> None:
     assert timing.environment()["torch"] == torch.__version__
 
 
+def test_instances_of_a_kernel_are_summed(bench_linear: ModuleType) -> None:
+    timing = sys.modules["timing"]
+    prefix = "void p_eagle::(anonymous namespace)::"
+    found = timing.sum_by_kernel(
+        [
+            ("void p_eagle::linear_kernel<p_eagle::A<64>>(int)", 20, 90.0),
+            ("void p_eagle::linear_kernel<p_eagle::B>(int)", 10, 30.0),
+            (f"{prefix}gate(float*)", 10, 200.0),
+            ("cudaGraphLaunch", 10, 0.0),
+        ],
+        10,
+    )
+    assert list(found.items()) == [
+        ("p_eagle::gate", {"launches": 1.0, "us": 20.0}),
+        ("p_eagle::linear_kernel", {"launches": 3.0, "us": 12.0}),
+    ]
+    if not torch.cuda.is_available():
+        assert timing.kernel_times(lambda: None) == {}
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure")
 @pytest.mark.parametrize(
     "name", ["bench_linear", "bench_kernel", "bench_pass", "bench_serving", "bench_verify"]
