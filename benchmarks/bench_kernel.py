@@ -2,8 +2,8 @@
 
 For each: microseconds, GB/s of the bytes that must move, and the share of the measured copy
 bandwidth. The head is compared with what takes its place without it, a product by cuBLAS whose
-logits go to memory, and argmax; the attention of a prompt's rows with torch's. `bench_linear` has
-the linear layers.
+logits go to memory, and argmax; attention with FlashAttention where vLLM is installed, that of a
+prompt's rows with torch's. `bench_linear` has the linear layers.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from timing import (
 )
 
 MAX_COPIED_BYTES = 8 << 30
+BASELINES = ("cublas", "sdpa", "flash_attention")
 READS_CACHE = ("attention", "prompt_attention")
 PROMPT_ROWS = 2048  # of a prompt, at most, in a pass
 
@@ -45,6 +46,7 @@ class Kernel(NamedTuple):
 
     bytes: int  # that must move
     candidates: dict[str, list[Call]]  # the kernel as "ours"
+    left_out: dict[str, str] | None = None  # candidates that do not run here, and why
 
 
 class Setting(NamedTuple):
@@ -118,7 +120,12 @@ def attention(s: Setting) -> Kernel:
     """One layer's attention, with the division of the work among blocks, which all layers share."""
     counts = [a + s.case.k for a in s.case.num_accepted()]
     found = _attention(s, s.case.contexts(), counts)
-    return Kernel(sum(s.case.contexts()) * _cache_width(s), {"ours": found.calls})
+    candidates, left_out = {"ours": found.calls}, {}
+    try:
+        candidates["flash_attention"] = _flash_attention(found)
+    except Exception as error:  # not installed, of another version, or not for this GPU
+        left_out["flash_attention"] = str(error).splitlines()[0]
+    return Kernel(sum(s.case.contexts()) * _cache_width(s), candidates, left_out)
 
 
 def prompt_attention(s: Setting) -> Kernel:
@@ -152,7 +159,35 @@ class Attention(NamedTuple):
     q: torch.Tensor  # [R, Nq, D]
     caches: list[LayerCache]
     block_table: torch.Tensor
+    row_start: torch.Tensor
+    seq_lens: torch.Tensor
+    max_rows: int  # of a request
     calls: list[Call]
+
+
+def _flash_attention(found: Attention) -> list[Call]:
+    """The same by FlashAttention as vLLM brings it along; each has run once.
+
+    Raises:
+        Exception: Whatever it raises where it cannot run.
+    """
+    if not found.q.is_cuda:
+        raise PEagleError("needs a GPU")
+    from vllm.vllm_flash_attn import flash_attn_varlen_func
+
+    out, max_keys = torch.empty_like(found.q), found.block_table.shape[1] * BLOCK_SIZE
+
+    def call(cache: LayerCache) -> Call:
+        k, v = cache.k.transpose(1, 2), cache.v.transpose(1, 2)
+        return lambda: flash_attn_varlen_func(
+            q=found.q, k=k, v=v, out=out, cu_seqlens_q=found.row_start,
+            max_seqlen_q=found.max_rows, seqused_k=found.seq_lens, max_seqlen_k=max_keys,
+            block_table=found.block_table, causal=True,
+        )  # fmt: skip
+
+    calls = [call(cache) for cache in found.caches]
+    calls[0]()
+    return calls
 
 
 def _cache_width(s: Setting) -> int:
@@ -195,7 +230,8 @@ def _attention(s: Setting, contexts: list[int], counts: list[int]) -> Attention:
             work=work, workspace=buffers.workspace, out=out,
         )  # fmt: skip
 
-    return Attention(q, caches, table, [call(cache) for cache in caches])
+    calls = [call(cache) for cache in caches]
+    return Attention(q, caches, table, row_start, lens, max(counts), calls)
 
 
 def plan_attention(s: Setting) -> Kernel:
@@ -277,6 +313,7 @@ def measure(
                     **what, "bytes": kernel.bytes,
                     "gb_per_s": round(rate / 1e9, 1), "share_of_copy": round(rate / bandwidth, 3),
                     **{candidate: timing.as_json() for candidate, timing in timings.items()},
+                    "left_out": kernel.left_out or {},
                 }  # fmt: skip
 
 
@@ -287,7 +324,7 @@ def table(report: dict[str, Any]) -> str:
         "|" + " --- |" * 9,
     ]
     for r in report["results"]:
-        baseline = [f"{r[x]['median_us']:.1f} ({x})" for x in ("cublas", "sdpa") if x in r]
+        baseline = [f"{r[x]['median_us']:.1f} ({x})" for x in BASELINES if x in r]
         lines.append(
             f"| {r['kernel']} | {r['batch']} | {r['k']} | {r['context']} | {r['kv']} "
             f"| {r['ours']['median_us']:.2f} | {r['gb_per_s']:.0f} | {r['share_of_copy']:.0%} "
