@@ -18,7 +18,7 @@ from p_eagle_cuda.vllm_plugin.caches import adopt_caches
 from p_eagle_cuda.vllm_plugin.options import PluginOptions
 from p_eagle_cuda.vllm_plugin.support import is_p_eagle, refusal
 from p_eagle_cuda.vllm_plugin.versions import V1_VERSIONS, V2_VERSIONS, unsupported_version
-from p_eagle_cuda.vllm_plugin.weights import adopt_weights
+from p_eagle_cuda.vllm_plugin.weights import adopt_weights, release_replaced
 from p_eagle_cuda.weights import DrafterWeights, load_drafter_weights
 
 # ---- Versions and options ------------------------------------------------------------------------
@@ -49,6 +49,7 @@ def test_options() -> None:
         ({"max_target_rows": True}, "max_target_rows must be of type int, got True"),
         ({"max_target_rows": 0}, "max_target_rows must be at least 1, got 0"),
         ({"linear": "cublas"}, '"auto", "fused" or "torch", got \'cublas\''),
+        ({"weights": "int4"}, "weights must be one of auto, bf16, fp8_head, fp8, got 'int4'"),
     ],
 )
 def test_wrong_options(given: Any, reason: str) -> None:
@@ -195,7 +196,9 @@ def test_weights_are_shared(variant: str, tmp_path: Path) -> None:
     config = DrafterConfig.from_pretrained(tmp_path)
     expected = load_drafter_weights(tmp_path, config, dtype=torch.float32)
     module = module_of(expected, tensors["mask_hidden"].float())
-    found = adopt_weights(module, config, len(expected.rope))
+    adopted = adopt_weights(module, config, len(expected.rope))
+    found = adopted.weights
+    assert adopted.replaced == ()
     for name, value in vars(expected).items():
         if name == "layers":
             for x, y in zip(found.layers, value, strict=True):
@@ -210,6 +213,42 @@ def test_weights_are_shared(variant: str, tmp_path: Path) -> None:
             assert torch.equal(getattr(found, name), value), name
     assert found.fc.data_ptr() == expected.fc.data_ptr()
     assert found.lm_head.data_ptr() == module.lm_head.weight.data_ptr()
+
+
+@pytest.mark.parametrize("precision", ["fp8_head", "fp8"])
+def test_fp8_weights_take_the_place_of_vllms(precision: str, tmp_path: Path) -> None:
+    tensors = write_drafter(tmp_path)
+    config = DrafterConfig.from_pretrained(tmp_path)
+    own, expected = (
+        load_drafter_weights(tmp_path, config, dtype=torch.float32, precision=x)
+        for x in ("auto", precision)
+    )
+    module = module_of(own, tensors["mask_hidden"].float())
+    adopted = adopt_weights(module, config, len(own.rope), precision)
+    layers = zip(adopted.weights.layers, expected.layers, strict=True)
+    for found, wanted in [(adopted.weights, expected), *layers]:
+        for name, value in vars(wanted).items():
+            if isinstance(value, torch.Tensor):
+                assert getattr(found, name).dtype == value.dtype, name
+                assert torch.equal(getattr(found, name).float(), value.float()), name
+    is_head_alone = precision == "fp8_head"
+    assert len(adopted.replaced) == (1 if is_head_alone else 2 + 4 * config.num_layers)
+
+    # The head is the target's, too, and stays; the rest is freed.
+    release_replaced(adopted, SimpleNamespace(parameters=lambda: [module.lm_head.weight]))
+    assert module.lm_head.weight.numel() > 0
+    assert (module.model.fc.weight.numel() == 0) != is_head_alone
+    release_replaced(adopted, SimpleNamespace(parameters=list))
+    assert module.lm_head.weight.numel() == 0
+
+
+def test_no_precision_that_the_dtype_does_not_have(tmp_path: Path) -> None:
+    tensors = write_drafter(tmp_path)
+    config = DrafterConfig.from_pretrained(tmp_path)
+    weights = load_drafter_weights(tmp_path, config, dtype=torch.float32)
+    module = module_of(weights, tensors["mask_hidden"].float())
+    with pytest.raises(ConfigError, match="needs the working dtype bfloat16"):
+        adopt_weights(module, config, 16, "bf16")
 
 
 def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:

@@ -131,18 +131,21 @@ def test_preempted_requests_keep_their_text(
     assert acceptance_length(ours) == pytest.approx(acceptance_length(of_vllm), rel=0.03)
 
 
-@pytest.mark.feature("FP8 cache", "Sampling with seeds")
+@pytest.mark.feature("FP8 weights", "FP8 cache", "Sampling with seeds")
 @pytest.mark.parametrize("runner", ["V1", "V2"])
-def test_small_fp8_cache_and_seeds(runner: str, plain: Served, serve: Serve) -> None:
+def test_fp8_weights_small_fp8_cache_and_seeds(runner: str, plain: Served, serve: Serve) -> None:
     """An FP8 cache of 24 blocks of 32, too few for all requests at a time; sampling with seeds."""
+    fp8 = {"p_eagle_cuda": {"weights": "fp8"}}
     sampled = [
         [request(i, 20 + i, 12, sampling={"temperature": 0.8, "seed": 7 + i}) for i in range(3)]
     ] * 2
     ours = serve(
         [*GREEDY, *sampled], speculative=SPECULATIVE, v2=runner == "V2",
-        **{**ENGINE, "kv_cache_dtype": "fp8", "block_size": 32, "num_gpu_blocks_override": 24},
+        **{**ENGINE, "kv_cache_dtype": "fp8", "block_size": 32, "num_gpu_blocks_override": 24,
+           "additional_config": fp8},
     )  # fmt: skip
     assert_ours_on(ours, runner)
+    assert any("MiB in the place of vLLM's" in line for line in ours.log), ours.log
     assert ours.outputs[-2] == ours.outputs[-1], "the same seeds gave another text"
     assert all(len(ids or ()) == 12 for ids in ours.outputs[-1])
     # The target's own cache is FP8 too, so that its text may differ; most of it does not.

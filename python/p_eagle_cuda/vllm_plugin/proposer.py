@@ -45,8 +45,9 @@ class PEagleProposer(EagleProposer):  # type: ignore[misc]  # vLLM has no types 
             )
             if reason is None:
                 self._served = ServedDrafter(
-                    self.model, self.vllm_config, self.device, options, joins_taps=True
-                )
+                    self.model, target_model, self.vllm_config, self.device, options,
+                    joins_taps=True,
+                )  # fmt: skip
         except (PEagleError, AttributeError) as error:  # the latter: a module that is not known
             reason = str(error)
         if self._served is None:
@@ -116,6 +117,11 @@ class PEagleProposer(EagleProposer):  # type: ignore[misc]  # vLLM has no types 
         try:
             self._served.ensure_caches(self.model)
         except PEagleError as error:
+            if self._served.has_replaced_weights:
+                raise RuntimeError(
+                    f"p_eagle_cuda cannot draft: {error}; with the option "
+                    '{"weights": "auto"} vLLM\'s own drafter serves'
+                ) from error
             logger.warning("p_eagle_cuda steps aside, vLLM's own drafter serves: %s", error)
             self._served = None
         return self._served is not None

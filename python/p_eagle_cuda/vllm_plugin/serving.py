@@ -15,7 +15,8 @@ from p_eagle_cuda.errors import ConfigError
 from p_eagle_cuda.fields import ConfigFields
 from p_eagle_cuda.vllm_plugin.caches import adopt_caches
 from p_eagle_cuda.vllm_plugin.options import PluginOptions
-from p_eagle_cuda.vllm_plugin.weights import adopt_weights
+from p_eagle_cuda.vllm_plugin.weights import adopt_weights, release_replaced
+from p_eagle_cuda.weights import DrafterWeights
 
 SMALLEST_BLOCK = 16  # positions; before the caches are there, the block table may be so wide
 
@@ -26,6 +27,7 @@ class ServedDrafter:
     def __init__(
         self,
         module: Any,  # noqa: ANN401
+        target: Any,  # noqa: ANN401
         vllm_config: Any,  # noqa: ANN401
         device: torch.device,
         options: PluginOptions,
@@ -38,6 +40,7 @@ class ServedDrafter:
 
         Args:
             module: vLLM's drafter, loaded.
+            target: vLLM's target, which may share the head.
             vllm_config: vLLM's configuration.
             device: Of the worker.
             options: Of the plugin.
@@ -55,7 +58,8 @@ class ServedDrafter:
         max_position = min(
             vllm_config.model_config.max_model_len, self._config.max_position_embeddings
         )
-        self._weights = adopt_weights(module, self._config, max_position)
+        adopted = adopt_weights(module, self._config, max_position, options.weights)
+        self._weights = adopted.weights
         self._sizes = {
             "num_speculative_tokens": speculative.num_speculative_tokens,
             "max_requests": scheduler.max_num_seqs,
@@ -66,13 +70,18 @@ class ServedDrafter:
         self._held: Tensor | None = torch.empty(
             self._plan_bytes(), dtype=torch.uint8, device=device
         )
+        self.has_replaced_weights = bool(adopted.replaced)
+        release_replaced(adopted, target)  # last: from here on vLLM's own drafter cannot serve
 
     def describe(self) -> str:
         """What runs, in a line."""
-        weights = sum(x.numel() * x.element_size() for x in _shared_tensors(self._weights))
+        matrices = _matrices(self._weights)
+        own = sum(x.nbytes for x in matrices if x.dtype != self._weights.dtype)
+        shared = sum(x.nbytes for x in matrices) - own
+        fp8 = f", in FP8 {own / 2**20:.1f} MiB in the place of vLLM's" if own else ""
         return (
             f"K = {self._sizes['num_speculative_tokens']}, {self._weights.dtype} weights of "
-            f"{weights / 2**20:.1f} MiB shared with vLLM, buffers of "
+            f"{shared / 2**20:.1f} MiB shared with vLLM{fp8}, buffers of "
             f"{self._plan_bytes() / 2**20:.1f} MiB, "
             f"{'kernel by kernel' if self._is_eager else 'CUDA graphs'}"
         )
@@ -186,7 +195,7 @@ def _read_config(draft_model_config: Any) -> DrafterConfig:  # noqa: ANN401
     return DrafterConfig.from_fields(ConfigFields(found, Path(draft_model_config.model)))
 
 
-def _shared_tensors(weights: Any) -> list[Tensor]:  # noqa: ANN401
-    """The large tensors, which are vLLM's."""
+def _matrices(weights: DrafterWeights) -> list[Tensor]:
+    """The large tensors: vLLM's, but for those in FP8."""
     layers = [t for x in weights.layers for t in (x.qkv, x.o, x.gate_up, x.down)]
     return [weights.embedding, weights.fc, weights.lm_head, *layers]

@@ -44,8 +44,9 @@ class PEagleSpeculator(EagleSpeculator):  # type: ignore[misc]  # vLLM has no ty
         with _explained():
             options = PluginOptions.read(self.vllm_config.additional_config)
             self._served = ServedDrafter(
-                self.model, self.vllm_config, self.device, options, joins_taps=False
-            )
+                self.model, target_model, self.vllm_config, self.device, options,
+                joins_taps=False,
+            )  # fmt: skip
         logger.info("p_eagle_cuda drafts on the V2 runner: %s", self._served.describe())
 
     def init_cudagraph_manager(self, cudagraph_mode: Any) -> None:  # noqa: ANN401
