@@ -270,11 +270,18 @@ def prompts(tmp_path: Path) -> Path:
     return write_lines(tmp_path / "prompts.jsonl", [{"prompt": f"p{i}"} for i in range(4)])
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", "3"])
-def test_bad_extra_body(text: str, run: Run, prompts: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "expected a JSON object, got '{'"),
+        ("[1]", "expected a JSON object, got '[1]'"),
+        ('{"max_tokens": 3}', "give max_tokens as --max-tokens"),
+    ],
+)
+def test_bad_extra_body(text: str, message: str, run: Run, prompts: Path) -> None:
     with serving(FakeVllm()) as fake:
         result = run("--dataset", prompts, "--base-url", fake.base_url, "--extra-body", text)
-    assert_one_line(result, f"--extra-body: expected a JSON object, got {text!r}")
+    assert_one_line(result, f"--extra-body: {message}")
 
 
 @pytest.mark.parametrize(

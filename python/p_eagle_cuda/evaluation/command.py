@@ -8,6 +8,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from tqdm import tqdm
@@ -93,8 +94,8 @@ def run(options: argparse.Namespace) -> int:
         "model": server.model() if options.model is None else options.model,
         "max_tokens": options.max_tokens,
         "temperature": options.temperature,
-        **_extra_body(options.extra_body),
     }
+    common |= _extra_body(options.extra_body, known=common)
     results = [_evaluate(server, dataset, common, options) for dataset in datasets]
     for result in results:
         if result.note is not None:
@@ -113,13 +114,17 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _extra_body(text: str) -> dict[str, Any]:
+def _extra_body(text: str, known: Iterable[str]) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise EvaluationError(f"--extra-body: expected a JSON object, got {text!r:.60}")
+    for name in known:
+        if name in value:
+            option = name.replace("_", "-")
+            raise EvaluationError(f"--extra-body: give {name} as --{option}")
     return value
 
 
