@@ -399,6 +399,36 @@ def test_filters_that_let_all_through_or_one() -> None:
     assert floors_of(torch.full((4,), float("nan")), top_k=1) == -float("inf")
 
 
+def test_filters_that_ask_for_nothing() -> None:
+    """No floor, also where every logit is a number."""
+    logits, nan = torch.tensor([1.0, 3.0, 2.0]), float("nan")
+    for nothing in (
+        {"top_k": 0}, {"top_k": -1}, {"top_k": 3}, {"top_k": 2**31 - 1}, {"top_p": 1.0},
+        {"top_p": nan}, {"min_p": 0.0}, {"min_p": -1.0}, {"min_p": nan},
+    ):  # fmt: skip
+        assert floors_of(logits, **nothing) == -float("inf")
+
+
+def test_filters_at_an_infinite_temperature() -> None:
+    """All finite logits have the same probability."""
+    inf = float("inf")
+    logits = torch.tensor([4.0, -inf, 3.0, 2.0, 1.0])
+    assert floors_of(logits, inf, top_p=0.5) == 3
+    assert floors_of(logits, inf, top_p=0.51) == 2
+    assert floors_of(logits, inf, min_p=1.0) == -inf
+    assert verification.target_law(logits, inf, None).tolist() == [0.25, 0, 0.25, 0.25, 0.25]
+
+
+def test_filters_of_rows_of_several_requests() -> None:
+    """A row is the lowest one's, whatever that wants."""
+    logits = torch.tensor([[1.0, 2.0, 3.0]] * 3)
+    starts = torch.tensor([2, 3, 0, 3], dtype=torch.int32)
+    floors = logit_floors(
+        logits, starts, torch.tensor([0.0, 1.0, 1.0]), torch.tensor([1, 1, 2]).int()
+    )
+    assert floors.tolist() == [2, 2, -float("inf")]
+
+
 def test_what_filters_take_away_is_not_emitted() -> None:
     """By no rule, also where it was drafted; and what is left keeps its proportions."""
     step = random_step(60, 3, 9)
