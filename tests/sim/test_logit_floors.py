@@ -29,7 +29,7 @@ def batch(
     V: int = 304, dtype: torch.dtype = torch.bfloat16, filters: list[Any] = FILTERS,
     rows: int = 1, seed: int = 0, temperature: float = 0.9, step: float = 0.0,
 ) -> Arguments:  # fmt: skip
-    """Requests with a filter each and so many rows; logits are multiples of `step` if it is given."""
+    """Requests with a filter each and so many rows; logits are multiples of a `step` above 0."""
     g = torch.Generator().manual_seed(seed)
     B = len(filters)
     logits = 3 * torch.randn(B * rows, V, generator=g)

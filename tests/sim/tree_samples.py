@@ -193,7 +193,12 @@ SAMPLES = {
             *(
                 f"verification/{file}"
                 for file in (
-                    "layout.h", "rows.cuh", "logits.cuh", "tiles.cuh", "choice.cuh", "walk.cuh",
+                    "layout.h",
+                    "rows.cuh",
+                    "logits.cuh",
+                    "tiles.cuh",
+                    "choice.cuh",
+                    "walk.cuh",
                     "kernel.cuh",
                 )
             ),

@@ -142,8 +142,9 @@ define(
     "verify(Tensor logits, Tensor row_start, Tensor candidates, Tensor? next_token, "
     "Tensor? next_sibling, Tensor? temperature, Tensor? keys, Tensor? root_positions, "
     "Tensor? floors, Tensor? draft_ids, Tensor? draft_logits, Tensor? draft_temperature, int rule, "
-    "bool lazy, Tensor(a!) tokens, Tensor(b!) path, Tensor(c!) num_accepted, Tensor(d!) num_rejected, "
-    "Tensor(e!) last_row, Tensor(f!) next_tokens, Tensor(g!) workspace) -> ()",
+    "bool lazy, Tensor(a!) tokens, Tensor(b!) path, Tensor(c!) num_accepted, "
+    "Tensor(d!) num_rejected, Tensor(e!) last_row, Tensor(f!) next_tokens, "
+    "Tensor(g!) workspace) -> ()",
     _verify,
 )
 
