@@ -14,7 +14,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 def penalties_of(repetition: float, frequency: float, presence: float, B: int = 1) -> Penalties:
-    return Penalties(*(torch.full((B,), x) for x in (repetition, frequency, presence)))
+    return Penalties(*(torch.full((B,), float(x)) for x in (repetition, frequency, presence)))
 
 
 def penalised(
