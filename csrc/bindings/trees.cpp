@@ -166,8 +166,7 @@ LogitsType to_logits_type(char const* op, ScalarType type) {
 }
 
 // Rows [R, V] of the target, V of at most `max_columns`.
-LogitsType check_logits(char const* op, Tensor const& logits, int32_t device,
-                        int64_t max_columns) {
+LogitsType check_logits(char const* op, Tensor const& logits, int32_t device, int64_t max_columns) {
   STD_TORCH_CHECK(logits.dim() == 2, op, ": `logits` must be 2-D, got ", shape_of(logits));
   int64_t const V = logits.size(1);
   LogitsType const type = to_logits_type(op, logits.scalar_type());
@@ -301,8 +300,8 @@ void logit_floors(Tensor const& logits, Tensor const& row_start, Tensor const& t
 
 void apply_penalties(Tensor& logits, Tensor const& row_start, Tensor const& candidates,
                      OptionalTensor const& parents, Tensor const& token_ids,
-                     Tensor const& token_counts, Tensor const& repetition,
-                     Tensor const& frequency, Tensor const& presence) {
+                     Tensor const& token_counts, Tensor const& repetition, Tensor const& frequency,
+                     Tensor const& presence) {
   constexpr char const* kOp = "apply_penalties";
   check_nodes(kOp, candidates);
   STD_TORCH_CHECK(token_ids.dim() == 2, kOp, ": `token_ids` must be 2-D, got ",

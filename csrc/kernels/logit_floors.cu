@@ -27,7 +27,8 @@ namespace p_eagle {
 cudaError_t launch_logit_floors(LogitFloorsParams const& params, LogitsType type,
                                 cudaStream_t stream) {
   switch (type) {
-    case LogitsType::kBFloat16: return launch_logit_floors_with<cutlass::bfloat16_t>(params, stream);
+    case LogitsType::kBFloat16:
+      return launch_logit_floors_with<cutlass::bfloat16_t>(params, stream);
     case LogitsType::kHalf: return launch_logit_floors_with<cutlass::half_t>(params, stream);
     case LogitsType::kFloat: return launch_logit_floors_with<float>(params, stream);
   }

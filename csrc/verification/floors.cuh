@@ -100,8 +100,8 @@ template <class Config>
 class FilteredRow {
  public:
   CUTLASS_DEVICE FilteredRow(LogitFloorsParams const& params, int row, FloorStorage& shared)
-      : vectors_(reinterpret_cast<Vec const*>(
-            static_cast<Element const*>(params.logits) + int64_t(row) * params.vocab_size)),
+      : vectors_(reinterpret_cast<Vec const*>(static_cast<Element const*>(params.logits) +
+                                              int64_t(row) * params.vocab_size)),
         num_vectors_(params.vocab_size / Config::kWidth),
         shared_(shared) {}
 
@@ -121,10 +121,12 @@ class FilteredRow {
                                  .floor_key = floor_key,
                                  .largest = largest,
                                  .inverse_temperature = inverse(filters.temperature)};
-      floor_key = filters.top_p > 0.0f ? lowest_kept(weights, [&](uint64_t total) {
-        return uint64_t(ceil(double(filters.top_p) * double(total)));
-      })
-                                       : largest_;
+      floor_key = filters.top_p > 0.0f
+                      ? lowest_kept(weights,
+                                    [&](uint64_t total) {
+                                      return uint64_t(ceil(double(filters.top_p) * double(total)));
+                                    })
+                      : largest_;
     }
     float floor = floor_key > 0 ? from_ordered_bits(floor_key) : -INFINITY;
     if (filters.min_p > 0.0f) {

@@ -17,11 +17,11 @@ inline constexpr int kPenaltyThreads = 256;
 
 struct PenaltyStorage {
   int request;
-  int length;                   // of the path
-  int parents[kMaxTreeNodes];   // of nodes
-  int tokens[kMaxTreeNodes];    // of nodes
-  int path[kMaxTreeNodes];      // tokens
-  int counts[kMaxTreeNodes];    // of the path, of a token where it comes first; 0 elsewhere
+  int length;                    // of the path
+  int parents[kMaxTreeNodes];    // of nodes
+  int tokens[kMaxTreeNodes];     // of nodes
+  int path[kMaxTreeNodes];       // tokens
+  int counts[kMaxTreeNodes];     // of the path, of a token where it comes first; 0 elsewhere
   int is_listed[kMaxTreeNodes];  // tokens of the path
 };
 

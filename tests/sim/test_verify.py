@@ -283,7 +283,7 @@ def test_lazy_walks_read_no_row_that_they_do_not_come_to(rule: Rule) -> None:
     V = 2 * TILE
     arguments = lazy(batch(rule, B=6, V=V, seed=3, agreement=9.0))
     (walk,) = run(arguments)
-    assert 0 < int(arguments["num_accepted"].sum()) < 6 * 3
+    assert 0 < int(arguments["num_accepted"].sum()) < 6 * 4
     visited = 6 * 5 if rule == "block" else int((arguments["path"] >= 0).sum())
     assert visited < len(arguments["logits"]) or rule == "block"
     traffic = walk.traffic["logits"].read
