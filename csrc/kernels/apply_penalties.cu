@@ -1,5 +1,5 @@
-// Penalties for tokens that have occurred, in place. A token that a request has in its list or on the
-// path of drafts to the row's node, c times in the output and on that path, gets
+// Penalties for tokens that have occurred, in place. A token that a request has in its list or on
+// the path of drafts to the row's node, c times in the output and on that path, gets
 //
 //   x' = x / r if x > 0 else x * r,   x'' = x' - f * c - (p if c > 0 else 0)
 //
@@ -11,8 +11,8 @@
 // Traffic: the list, and of the row what is in it. Requests without penalties read neither.
 // Numerics: float32, every operation rounded; the row's type rounds once.
 // Garbage: tokens outside of the vocabulary do not count, a parent that is no node before its child
-// ends a path, a row of several requests is the lowest one's. Of a token that is listed twice one of
-// the entries holds.
+// ends a path, a row of several requests is the lowest one's. A token that is listed twice is
+// penalised once or twice, with either count.
 
 #include <cutlass/numeric_types.h>
 

@@ -34,7 +34,7 @@ inline constexpr int kKeyDigits = sizeof(Element) == 4 ? 4 : 2;
 template <>
 inline constexpr int kKeyDigits<cutlass::half_t> = 3;
 
-// A weight of at most 1 is an integer of 37 bits in two pieces, so that a sum depends on no order. A
+// A weight of at most 1 is an integer of 37 bits in two pieces, so that sums depend on no order. A
 // bin of a lane has at most 2^18 / 32 = 2^13 of them, and does not overflow.
 inline constexpr int kHighBits = 18;
 inline constexpr int kLowBits = 19;

@@ -37,7 +37,8 @@ def logit_floors(run: Run) -> None:
     made = run.given("temperature", temperature)
     for label, wanted in (("", filters), (" of nothing", {}), (" of the third launch", filters)):
         floors = reference_floors(logits, rows, temperature, **wanted)
-        output = run.updated(f"floors{label}", torch.full((B,), 77.0), floors, 0.0)
+        bits = torch.full((B,), 77.0).view(torch.int32), floors.view(torch.int32)  # of -inf, too
+        output = run.updated(f"floors{label}", *bits, 0.0)
         params = params_type("LogitFloorsParams")(
             **constants, **(given if wanted else {}), temperature=made, floors=output,
             num_rows=B, vocab_size=V, num_requests=B,
@@ -59,6 +60,7 @@ def apply_penalties(run: Run) -> None:
     )
     parents = torch.tensor([[-1, 0, 1, 2, 3, 4], [-1, 0, 1, 1, 0, 2], [9, 1, 1, 2, 3, 4]]).int()
     ids[1, [4, 68]] = torch.tensor([V, -7])
+    ids[2, 10] = V  # past the last row of all
     counts = torch.randint(3, (B, M), generator=g).int()
     lists = reference.Occurrences(ids, counts)
     some = reference.Penalties(
@@ -96,9 +98,9 @@ SAMPLES = {
         included=[
             CSRC / file
             for file in (
-                *_COMMON, "common/reduce.cuh", "common/scan.cuh", "linear/partition.h",
-                "head/order.cuh", "verification/layout.h", "verification/logits.cuh",
-                "verification/rows.cuh", "verification/floors.cuh",
+                *_COMMON, "common/reduce.cuh", "common/scan.cuh", "linear/tiles.h",
+                "linear/partition.h", "head/order.cuh", "verification/layout.h",
+                "verification/logits.cuh", "verification/rows.cuh", "verification/floors.cuh",
             )
         ],
         includes=(FOLDER, CSRC),

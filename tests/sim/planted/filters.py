@@ -46,9 +46,9 @@ BUGS = (
         finds=WRONG_RESULT,
     ),
     _floors(
-        "small weights do not count",
-        "if (low > 0) {",
-        "if (high > 0) {",
+        "the pieces of a weight are as good as each other",
+        "(high << kLowBits) + low",
+        "high + low",
         finds=WRONG_RESULT,
     ),
     _floors(
