@@ -23,8 +23,8 @@
 
 namespace p_eagle {
 
-inline constexpr int kFloorThreads = 1024;
-inline constexpr int kFloorVectors = 4;  // that a thread has under way
+inline constexpr int kFloorThreads = 512;
+inline constexpr int kFloorVectors = 8;  // that a thread has under way
 inline constexpr int kDigitBits = 8;     // of a key, that a pass over the row decides
 inline constexpr int kBins = 1 << kDigitBits;
 
@@ -70,7 +70,8 @@ struct Filters {
   CUTLASS_DEVICE bool has_any() const { return top_k > 0 || has_top_p() || min_p > 0.0f; }
 };
 
-// What the logits of a row weigh: all alike, or by their probability those of at least a key.
+// What the logits of a row weigh: all alike for top-k; for top-p those of at least a key, by their
+// probability.
 struct LogitWeights {
   bool are_alike = true;
   uint32_t floor_key = 0;
@@ -106,29 +107,28 @@ class FilteredRow {
         shared_(shared) {}
 
   CUTLASS_DEVICE float floor(Filters const& filters) {
-    uint32_t floor_key = 0;
-    if (filters.top_k > 0) {
-      floor_key = lowest_kept({}, [&](uint64_t) { return uint64_t(filters.top_k); });
-    } else {
+    if (filters.top_k == 0) {
       find_largest();
     }
-    float const largest = from_ordered_bits(largest_);
-    if (!(fabsf(largest) <= FLT_MAX)) {
-      return -INFINITY;
+    LogitWeights weights;
+    float largest = 0.0f;
+#pragma unroll 1
+    for (int filter = 0; filter < 2; ++filter) {
+      bool const is_top_p = filter == 1;
+      if (is_top_p) {
+        largest = from_ordered_bits(largest_);
+        if (!(fabsf(largest) <= FLT_MAX)) {
+          return -INFINITY;
+        }
+        weights.are_alike = false;
+        weights.largest = largest;
+        weights.inverse_temperature = inverse(filters.temperature);
+      }
+      if (is_top_p ? filters.has_top_p() : filters.top_k > 0) {
+        weights.floor_key = lowest_kept(weights, filters);
+      }
     }
-    if (filters.has_top_p()) {
-      LogitWeights const weights{.are_alike = false,
-                                 .floor_key = floor_key,
-                                 .largest = largest,
-                                 .inverse_temperature = inverse(filters.temperature)};
-      floor_key = filters.top_p > 0.0f
-                      ? lowest_kept(weights,
-                                    [&](uint64_t total) {
-                                      return uint64_t(ceil(double(filters.top_p) * double(total)));
-                                    })
-                      : largest_;
-    }
-    float floor = floor_key > 0 ? from_ordered_bits(floor_key) : -INFINITY;
+    float floor = weights.floor_key > 0 ? from_ordered_bits(weights.floor_key) : -INFINITY;
     if (filters.min_p > 0.0f) {
       double const share = fmin(double(filters.min_p), 1.0);
       floor = fmaxf(floor, float(double(largest) + double(filters.temperature) * log(share)));
@@ -175,7 +175,8 @@ class FilteredRow {
       shared_.warp_largest[threadIdx.x / kWarpSize] = largest_;
     }
     __syncthreads();
-    largest_ = __reduce_max_sync(kAllLanes, shared_.warp_largest[threadIdx.x % kWarpSize]);
+    int const warp = threadIdx.x % kWarpSize % (kFloorThreads / kWarpSize);
+    largest_ = __reduce_max_sync(kAllLanes, shared_.warp_largest[warp]);
   }
 
   CUTLASS_DEVICE void find_largest() {
@@ -183,10 +184,9 @@ class FilteredRow {
     share_largest();
   }
 
-  // The lowest key of a logit that weighs anything, above which there is less than a goal, which
-  // depends on what all weigh. Finds it digit by digit.
-  template <class GoalOf>
-  CUTLASS_DEVICE uint32_t lowest_kept(LogitWeights const& weights, GoalOf const& goal_of) {
+  // The lowest key of a logit that weighs anything, above which there is less than the goal of
+  // top-k or top-p. Finds it digit by digit.
+  CUTLASS_DEVICE uint32_t lowest_kept(LogitWeights const& weights, Filters const& filters) {
     int const lane = threadIdx.x % kWarpSize;
     uint32_t prefix = 0;
     uint32_t known = 0;  // bits of it
@@ -215,7 +215,9 @@ class FilteredRow {
       }
       uint64_t const inclusive = uint64_t(warp_inclusive_sum(int64_t(own), lane));
       if (digit == 0) {
-        goal = goal_of(__shfl_sync(kAllLanes, inclusive, kWarpSize - 1));
+        uint64_t const total = __shfl_sync(kAllLanes, inclusive, kWarpSize - 1);
+        goal = weights.are_alike ? filters.top_k
+                                 : uint64_t(fmax(ceil(double(filters.top_p) * double(total)), 1.0));
       }
       uint64_t reached = above + inclusive - own;
       uint64_t above_found = 0;
@@ -247,12 +249,12 @@ class FilteredRow {
     }
   }
 
-  // Four threads to a bin, each of which starts with another column.
+  // Some threads to a bin, each of which starts with another column.
   CUTLASS_DEVICE void add_up_bins() {
-    static_assert(kFloorThreads == 4 * kBins);
-    constexpr int kColumns = kWarpSize / 4;
-    int const bin = threadIdx.x / 4;
-    int const first = threadIdx.x % 4 * kColumns;
+    constexpr int kBinThreads = kFloorThreads / kBins;
+    constexpr int kColumns = kWarpSize / kBinThreads;
+    int const bin = threadIdx.x / kBinThreads;
+    int const first = threadIdx.x % kBinThreads * kColumns;
     uint64_t high = 0;
     uint64_t low = 0;
     CUTLASS_PRAGMA_UNROLL
@@ -262,9 +264,11 @@ class FilteredRow {
       low += shared_.low[bin][column];
     }
     uint64_t total = (high << kLowBits) + low;
-    total += __shfl_xor_sync(kAllLanes, total, 1);
-    total += __shfl_xor_sync(kAllLanes, total, 2);
-    if (threadIdx.x % 4 == 0) {
+    CUTLASS_PRAGMA_UNROLL
+    for (int offset = 1; offset < kBinThreads; offset *= 2) {
+      total += __shfl_xor_sync(kAllLanes, total, offset);
+    }
+    if (threadIdx.x % kBinThreads == 0) {
       shared_.totals[bin] = total;
     }
   }
