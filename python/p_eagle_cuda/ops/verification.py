@@ -391,8 +391,8 @@ def apply_penalties(
         candidates: ``[B, N]`` int64, as for `verify`.
         occurrences: The tokens so far: `penalties.count_tokens` makes the lists,
             `penalties.add_tokens` adds what `verify` has emitted. Tokens outside of the vocabulary
-            do not count, nor do counts below 0. A list's tokens must differ: one that is there twice
-            is penalised once or twice, with either count.
+            do not count, nor do counts below 0. A list's tokens must differ: one that is there
+            twice is penalised once or twice, with either count.
         penalties: Of each request.
         tree: Its `parents` are used; None: chains.
 
