@@ -2,7 +2,8 @@
 
 For each: microseconds, GB/s of the bytes that must move, and the share of the measured copy
 bandwidth. The head is compared with what takes its place without it, a product by cuBLAS whose
-logits go to memory, and argmax. `bench_linear` has the linear layers.
+logits go to memory, and argmax; attention with FlashAttention where vLLM is installed, that of a
+prompt's rows with torch's. `bench_linear` has the linear layers.
 """
 
 from __future__ import annotations
@@ -10,17 +11,20 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn.attention.bias import causal_lower_right
 from tqdm import tqdm
 
+from clocks import ClockWatch
 from drafters import BLOCK_SIZE, EPS, KV_DTYPES, Case, config_of, random_caches
 from p_eagle_cuda import ops
 from p_eagle_cuda.arguments import OneLineParser, positive_int
 from p_eagle_cuda.errors import PEagleError
+from p_eagle_cuda.reference import LayerCache
 from shapes import DRAFTERS, DrafterShape
 from timing import (
     Call,
@@ -32,6 +36,9 @@ from timing import (
 )
 
 MAX_COPIED_BYTES = 8 << 30
+BASELINES = ("cublas", "sdpa", "flash_attention")
+READS_CACHE = ("attention", "prompt_attention")
+PROMPT_ROWS = 2048  # of a prompt, at most, in a pass
 
 
 class Kernel(NamedTuple):
@@ -39,6 +46,7 @@ class Kernel(NamedTuple):
 
     bytes: int  # that must move
     candidates: dict[str, list[Call]]  # the kernel as "ours"
+    left_out: dict[str, str] | None = None  # candidates that do not run here, and why
 
 
 class Setting(NamedTuple):
@@ -110,46 +118,120 @@ def embed_norm_concat(s: Setting) -> Kernel:
 
 def attention(s: Setting) -> Kernel:
     """One layer's attention, with the division of the work among blocks, which all layers share."""
-    shape, B = s.shape, s.case.batch
-    config = config_of(shape, max(s.case.positions()))
-    width = 2 * shape.num_kv_heads * shape.head_dim * KV_DTYPES[s.kv].itemsize
-    moved = sum(s.case.contexts()) * width
-    cache_bytes = s.case.num_blocks() * BLOCK_SIZE * width
+    counts = [a + s.case.k for a in s.case.num_accepted()]
+    found = _attention(s, s.case.contexts(), counts)
+    candidates, left_out = {"ours": found.calls}, {}
+    try:
+        candidates["flash_attention"] = _flash_attention(found)
+    except Exception as error:  # not installed, of another version, or not for this GPU
+        left_out["flash_attention"] = str(error).splitlines()[0]
+    return Kernel(sum(s.case.contexts()) * _cache_width(s), candidates, left_out)
+
+
+def prompt_attention(s: Setting) -> Kernel:
+    """The last rows of one prompt, against torch's kernel for contiguous keys and values.
+
+    The baseline is what a pass over a prompt could call if it had gathered the pages, widened FP8
+    keys and knew the lengths on the host, none of which is counted.
+    """
+    rows = min(PROMPT_ROWS, max(s.case.context // 2, 1))
+    found = _attention(s, [s.case.context - rows], [rows])
+    q = found.q.transpose(0, 1)[None].contiguous()
+    mask = causal_lower_right(rows, s.case.context)
+
+    def contiguous(x: torch.Tensor) -> torch.Tensor:
+        x = x[found.block_table[0].long()].transpose(0, 1).flatten(1, 2)[:, : s.case.context]
+        return x.to(torch.bfloat16)[None].contiguous()
+
+    def sdpa(cache: LayerCache) -> Call:
+        k, v = contiguous(cache.k), contiguous(cache.v)
+        return lambda: torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, enable_gqa=True
+        )
+
+    candidates = {"ours": found.calls, "sdpa": [sdpa(cache) for cache in found.caches]}
+    return Kernel(s.case.context * _cache_width(s), candidates)
+
+
+class Attention(NamedTuple):
+    """A layer's attention on different caches, the same rows each time."""
+
+    q: torch.Tensor  # [R, Nq, D]
+    caches: list[LayerCache]
+    block_table: torch.Tensor
+    row_start: torch.Tensor
+    seq_lens: torch.Tensor
+    max_rows: int  # of a request
+    calls: list[Call]
+
+
+def _flash_attention(found: Attention) -> list[Call]:
+    """The same by FlashAttention as vLLM brings it along; each has run once.
+
+    Raises:
+        Exception: Whatever it raises where it cannot run.
+    """
+    if not found.q.is_cuda:
+        raise PEagleError("needs a GPU")
+    from vllm.vllm_flash_attn import flash_attn_varlen_func
+
+    out, max_keys = torch.empty_like(found.q), found.block_table.shape[1] * BLOCK_SIZE
+
+    def call(cache: LayerCache) -> Call:
+        k, v = cache.k.transpose(1, 2), cache.v.transpose(1, 2)
+        return lambda: flash_attn_varlen_func(
+            q=found.q, k=k, v=v, out=out, cu_seqlens_q=found.row_start,
+            max_seqlen_q=found.max_rows, seqused_k=found.seq_lens, max_seqlen_k=max_keys,
+            block_table=found.block_table, causal=True,
+        )  # fmt: skip
+
+    calls = [call(cache) for cache in found.caches]
+    calls[0]()
+    return calls
+
+
+def _cache_width(s: Setting) -> int:
+    """Bytes of a layer's cache per position."""
+    return 2 * s.shape.num_kv_heads * s.shape.head_dim * KV_DTYPES[s.kv].itemsize
+
+
+def _attention(s: Setting, contexts: list[int], counts: list[int]) -> Attention:
+    """Of `counts` rows per request after `contexts` positions."""
+    shape, B = s.shape, len(counts)
+    seq_lens = [n + rows for n, rows in zip(contexts, counts, strict=True)]
+    owned = [-(-n // BLOCK_SIZE) for n in seq_lens]
+    num_blocks, moved = sum(owned), sum(contexts) * _cache_width(s)
+    cache_bytes = num_blocks * BLOCK_SIZE * _cache_width(s)
     copies = max(1, min(num_copies(moved, s.device), MAX_COPIED_BYTES // cache_bytes))
-    config = type(config)(**{**vars(config), "num_layers": copies})
-    caches = random_caches(config, s.case.num_blocks(), KV_DTYPES[s.kv], s.device)
-    per_request = [a + s.case.k for a in s.case.num_accepted()]
-    starts = [sum(per_request[:b]) for b in range(B + 1)]
-    R = starts[-1]
-    columns = -(-max(s.case.positions()) // BLOCK_SIZE)
+    config = replace(config_of(shape, max(seq_lens)), num_layers=copies)
+    caches = random_caches(config, num_blocks, KV_DTYPES[s.kv], s.device)
+    columns = -(-max(seq_lens) // BLOCK_SIZE)
     table = torch.full((B, columns), -1, dtype=torch.int32)
-    counts = [-(-n // BLOCK_SIZE) for n in s.case.positions()]
-    blocks = torch.randperm(sum(counts), dtype=torch.int32).split(counts)
-    for row, own in zip(table, blocks, strict=True):
+    for row, own in zip(table, torch.randperm(num_blocks).int().split(owned), strict=True):
         row[: len(own)] = own
     table = table.to(s.device)
-    lengths = zip(s.case.contexts(), per_request, strict=True)
-    positions = [n + j for n, rows in lengths for j in range(rows)]
-    seq_lens = [n + rows for n, rows in zip(s.case.contexts(), per_request, strict=True)]
-    row_start, lens = s.int32(starts), s.int32(seq_lens)
-    at = torch.tensor(positions, device=s.device)
+    row_start = s.int32([sum(counts[:b]) for b in range(B + 1)])
+    lens, R = s.int32(seq_lens), sum(counts)
+    each = zip(contexts, counts, strict=True)
+    positions = torch.tensor([n + j for n, rows in each for j in range(rows)], device=s.device)
     q = s.bf16(R, shape.num_heads, shape.head_dim)
     out = s.bf16(R, shape.num_heads * shape.head_dim)
     buffers = ops.allocate_attention(
         R, B, shape.num_heads, shape.num_kv_heads, shape.head_dim, s.device
     )
     work = ops.plan_attention(
-        row_start, lens, at, shape.num_heads, shape.num_kv_heads, columns * BLOCK_SIZE, 0, False,
-        buffers.work,
+        row_start, lens, positions, shape.num_heads, shape.num_kv_heads, columns * BLOCK_SIZE, 0,
+        False, buffers.work,
     )  # fmt: skip
 
-    def call(cache: Any) -> Call:  # noqa: ANN401
+    def call(cache: LayerCache) -> Call:
         return lambda: ops.paged_attention(
-            q, cache.k, cache.v, cache.k_scale, cache.v_scale, table, row_start, lens, at,
+            q, cache.k, cache.v, cache.k_scale, cache.v_scale, table, row_start, lens, positions,
             work=work, workspace=buffers.workspace, out=out,
         )  # fmt: skip
 
-    return Kernel(moved, {"ours": [call(cache) for cache in caches]})
+    calls = [call(cache) for cache in caches]
+    return Attention(q, caches, table, row_start, lens, max(counts), calls)
 
 
 def plan_attention(s: Setting) -> Kernel:
@@ -202,6 +284,7 @@ def head(s: Setting) -> Kernel:
 
 KERNELS: dict[str, Callable[[Setting], Kernel]] = {
     "attention": attention,
+    "prompt_attention": prompt_attention,
     "head": head,
     "plan_attention": plan_attention,
     "prepare_inputs": prepare_inputs,
@@ -214,9 +297,9 @@ def measure(
 ) -> Iterator[dict[str, Any]]:
     """A row for each kernel and batch; what went wrong goes to `errors`."""
     for name in options.kernel:
-        for batch in options.batch:
+        for batch in options.batch[:1] if name == "prompt_attention" else options.batch:
             case = Case(batch, options.k, options.context)
-            for kv in options.kv if name == "attention" else options.kv[:1]:
+            for kv in options.kv if name in READS_CACHE else options.kv[:1]:
                 setting = Setting(DRAFTERS[options.drafter], case, kv, device)
                 what = {"kernel": name, **asdict(case), "kv": kv}
                 try:
@@ -230,21 +313,22 @@ def measure(
                     **what, "bytes": kernel.bytes,
                     "gb_per_s": round(rate / 1e9, 1), "share_of_copy": round(rate / bandwidth, 3),
                     **{candidate: timing.as_json() for candidate, timing in timings.items()},
+                    "left_out": kernel.left_out or {},
                 }  # fmt: skip
 
 
 def table(report: dict[str, Any]) -> str:
     """Markdown, a line for each case."""
     lines = [
-        "| Kernel | Batch | K | Context | KV | us | GB/s | of copy | cuBLAS us |",
+        "| Kernel | Batch | K | Context | KV | us | GB/s | of copy | baseline us |",
         "|" + " --- |" * 9,
     ]
     for r in report["results"]:
-        cublas = f"{r['cublas']['median_us']:.1f}" if "cublas" in r else "-"
+        baseline = [f"{r[x]['median_us']:.1f} ({x})" for x in BASELINES if x in r]
         lines.append(
             f"| {r['kernel']} | {r['batch']} | {r['k']} | {r['context']} | {r['kv']} "
             f"| {r['ours']['median_us']:.2f} | {r['gb_per_s']:.0f} | {r['share_of_copy']:.0%} "
-            f"| {cublas} |"
+            f"| {baseline[0] if baseline else '-'} |"
         )
     return "\n".join(lines)
 
@@ -261,9 +345,11 @@ def main() -> int:
             **environment(), "drafter": options.drafter,
             "copy_gb_per_s": round(bandwidth / 1e9, 1), "results": [], "errors": [],
         }  # fmt: skip
-        for row in tqdm(measure(options, device, bandwidth, report["errors"]), unit="case"):
-            report["results"].append(row)
-            write_json(options.json, report)
+        with ClockWatch() as clocks:
+            for row in tqdm(measure(options, device, bandwidth, report["errors"]), unit="case"):
+                report["results"].append(row)
+                write_json(options.json, report)
+        clocks.note(report)
         write_json(options.json, report)
         print(table(report))
     except (PEagleError, OSError) as error:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from clocks import ClockWatch
 from p_eagle_cuda import ops
 from p_eagle_cuda.arguments import OneLineParser, positive_int
 from p_eagle_cuda.config import RopeConfig
@@ -233,7 +234,10 @@ def main() -> int:
     try:
         if not options.dry_run and not torch.cuda.is_available():
             raise BenchmarkError("needs a CUDA device; there is none, so nothing is measured")
-        report = measure(options.drafter, options.rows, options.weights, device, options.json)
+        with ClockWatch() as clocks:
+            report = measure(options.drafter, options.rows, options.weights, device, options.json)
+        clocks.note(report)
+        write_json(options.json, report)
         print(table(report))
     except (PEagleError, OSError) as error:
         print(f"bench_linear: error: {error}", file=sys.stderr)

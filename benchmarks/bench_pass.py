@@ -6,7 +6,8 @@ product rate (`floor`), and ratios to it. Inputs lie in the drafter's static buf
 
 `auto` is what a user gets; `fused` and `torch` have every linear layer on one backend; what
 `vllm_replay` is, the module of that name says. Before they are timed, the passes must draft the
-same tokens but for the near-ties of random heads.
+same tokens but for the near-ties of random heads. `kernels` of a result says where the time of
+`auto` goes.
 """
 
 from __future__ import annotations
@@ -23,17 +24,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from clocks import ClockWatch
 from drafters import (
     BLOCK_SIZE,
     KV_DTYPES,
     PATTERNS,
-    WEIGHT_FORMATS,
+    WEIGHT_PRECISIONS,
     Case,
     config_of,
     drafter_of,
     fill_batch,
+    quantized,
     random_caches,
     random_weights,
+    widened,
 )
 from floor import floor_us, phases, total_bytes
 from p_eagle_cuda.arguments import OneLineParser, positive_int
@@ -45,6 +49,7 @@ from timing import (
     copy_bandwidth,
     environment,
     gpu_state,
+    kernel_times,
     product_rate,
     significant,
     time_passes,
@@ -69,9 +74,11 @@ def main() -> int:
         if not options.dry_run and not torch.cuda.is_available():
             raise BenchmarkError("needs a CUDA device; there is none, so nothing is measured")
         report = start_report(options.drafter, device)
-        for row in tqdm(measure(options, report, device), unit="case"):
-            report["results"].append(row)
-            write_json(options.json, report)
+        with ClockWatch() as clocks:
+            for row in tqdm(measure(options, report, device), unit="case"):
+                report["results"].append(row)
+                write_json(options.json, report)
+        clocks.note(report)
         report["gpu_state_after"] = gpu_state()
         write_json(options.json, report)
         print(table(report))
@@ -113,7 +120,8 @@ def measure(
     ]
     longest = max(max(case.positions()) for case in every)
     config = config_of(shape, -(-longest // BLOCK_SIZE) * BLOCK_SIZE)
-    weights = WEIGHT_FORMATS[options.weights](random_weights(config, device))
+    weights = quantized(random_weights(config, device), options.weights)
+    wide = widened(weights)
     for kv in options.kv:
         gc.collect()
         torch.cuda.empty_cache()
@@ -130,10 +138,13 @@ def measure(
         rates = report["copy_gb_per_s"] * 1e9, report["product_tflop_per_s"] * 1e12
         for case in fitting:
             what = {**asdict(case), "kv": kv, "weights": options.weights}
-            found = phases(shape, case, kv_bytes=KV_DTYPES[kv].itemsize)
+            found = phases(
+                shape, case, weight_bytes=weights.fc.element_size(),
+                head_bytes=weights.lm_head.element_size(), kv_bytes=KV_DTYPES[kv].itemsize,
+            )  # fmt: skip
             floor = floor_us(found, *rates)
             try:
-                timed = time_case(config, weights, caches, case, options.rounds, floor)
+                timed = time_case(config, weights, wide, caches, case, options.rounds, floor)
             except (PEagleError, RuntimeError) as error:  # of this case: the others may go well
                 report["errors"].append({**what, "error": str(error).splitlines()[0]})
                 continue
@@ -144,12 +155,15 @@ def measure(
 def time_case(
     config: DrafterConfig,
     weights: DrafterWeights,
+    wide: DrafterWeights,
     caches: list[Any],
     case: Case,
     rounds: int,
     floor: float,
 ) -> dict[str, Any]:
     """Time the passes over one batch.
+
+    Torch's products, and vLLM's with them, are of the matrices in the working dtype, `wide`.
 
     Raises:
         BenchmarkError: Two of them draft something else.
@@ -158,7 +172,9 @@ def time_case(
     rows = case.batch * 2 * case.k
     backends = [x for x in ("auto", "fused", "torch") if x != "fused" or rows <= FUSED_ROWS]
     drafters = {
-        name: drafter_of(config, weights, caches, case.k, [case.batch], linear=name)
+        name: drafter_of(
+            config, wide if name == "torch" else weights, caches, case.k, [case.batch], linear=name
+        )
         for name in backends
     }
     inputs = {name: fill_batch(drafter, case) for name, drafter in drafters.items()}
@@ -175,6 +191,7 @@ def time_case(
     return {
         "agreement": agreement,
         "passes": {name: timing.as_json() for name, timing in timings.items()},
+        "kernels": kernel_times(passes["auto"]),
         "over_floor": round(auto / floor, 3),
         "torch_over_auto": round(timings["torch"].median_us / auto, 3),
         "vllm_replay_over_auto": round(timings["vllm_replay"].median_us / auto, 3),
@@ -236,7 +253,7 @@ def _parser() -> OneLineParser:
     )
     parser.add_argument("--accepted", choices=PATTERNS, nargs="+", default=list(PATTERNS))
     parser.add_argument("--kv", choices=KV_DTYPES, nargs="+", default=list(KV_DTYPES))
-    parser.add_argument("--weights", choices=WEIGHT_FORMATS, default="bf16")
+    parser.add_argument("--weights", choices=WEIGHT_PRECISIONS, default="bf16")
     parser.add_argument("--rounds", type=positive_int, default=41)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--dry-run", action="store_true", help="on the CPU; measures nothing")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from p_eagle_cuda import Drafter, reference
 from p_eagle_cuda.buffers import PassInputs
 from p_eagle_cuda.config import DrafterConfig, RopeConfig
 from p_eagle_cuda.kv_cache import allocate_cache
+from p_eagle_cuda.precision import quantize_rows
 from p_eagle_cuda.rope import rope_table
 from p_eagle_cuda.weights import DrafterWeights, LayerWeights
 from shapes import DrafterShape
@@ -21,8 +21,7 @@ BLOCK_SIZE = 16
 EPS = 1e-5
 PATTERNS = ("0", "mean", "K", "ragged")
 KV_DTYPES = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
-# What `--weights` offers, as changes of weights in the working dtype.
-WEIGHT_FORMATS: dict[str, Callable[[DrafterWeights], DrafterWeights]] = {"bf16": lambda w: w}
+WEIGHT_PRECISIONS = ("bf16", "fp8_head", "fp8")  # as in `Drafter.from_pretrained`
 
 
 @dataclass(frozen=True)
@@ -116,25 +115,66 @@ def random_weights(
         for i in range(config.num_layers)
     )
     embedding, mask_hidden, first = randn(V, H), randn(H), layers[0]
-    assert first.hidden_norm is not None
-    mask_row = torch.cat([
-        reference.rms_norm(reference.widen(embedding[-1]), first.input_norm, EPS),
-        reference.rms_norm(reference.widen(mask_hidden), first.hidden_norm, EPS),
-    ])  # fmt: skip
     return DrafterWeights(
         embedding=embedding,
         fc=linear(H, config.num_taps * config.target_hidden_size),
         input_norm=None,
         fc_norms=None,
         mask_hidden=mask_hidden,
-        # Not a product by cuBLAS, whose kernels a sanitizer would take long to look at.
-        mask_heads=(reference.widen(first.qkv) * mask_row).sum(dim=1),
+        mask_heads=_mask_heads(first, embedding[-1], mask_hidden),
         layers=layers,
         norm=norm(H),
         lm_head=linear(V, H),
         draft_to_target=None,
         rope=rope_table(config.rope, D, config.max_position_embeddings).to(device),
     )
+
+
+def _mask_heads(first: LayerWeights, embedding: Tensor, mask_hidden: Tensor) -> Tensor:
+    """Not a product by cuBLAS, whose kernels a sanitizer would take long to look at."""
+    assert first.hidden_norm is not None
+    mask_row = torch.cat([
+        reference.rms_norm(reference.widen(embedding), first.input_norm, EPS),
+        reference.rms_norm(reference.widen(mask_hidden), first.hidden_norm, EPS),
+    ])  # fmt: skip
+    return (reference.widen(first.qkv) * mask_row).sum(dim=1)
+
+
+def quantized(weights: DrafterWeights, precision: str) -> DrafterWeights:
+    """The same with the matrices in FP8 that `precision` says."""
+    if precision == "bf16":
+        return weights
+    changes: dict[str, Any] = _quantized(weights, "lm_head")
+    if precision == "fp8":
+        names = ("qkv", "o", "gate_up", "down")
+        layers = tuple(replace(x, **_quantized(x, *names)) for x in weights.layers)
+        changes |= {**_quantized(weights, "fc"), "layers": layers}
+        first = replace(layers[0], **_widened(layers[0], weights.dtype))
+        changes["mask_heads"] = _mask_heads(first, weights.embedding[-1], weights.mask_hidden)
+    return replace(weights, **changes)
+
+
+def _quantized(owner: object, *names: str) -> dict[str, Tensor]:
+    changes = {}
+    for name in names:
+        changes[name], changes[f"{name}_scale"] = quantize_rows(getattr(owner, name))
+    return changes
+
+
+def widened(weights: DrafterWeights) -> DrafterWeights:
+    """The same drafter with all matrices in the working dtype, which holds FP8 values exactly."""
+    layers = tuple(replace(x, **_widened(x, weights.dtype)) for x in weights.layers)
+    return replace(weights, **_widened(weights, weights.dtype), layers=layers)
+
+
+def _widened(owner: object, dtype: torch.dtype) -> dict[str, Tensor | None]:
+    changes: dict[str, Tensor | None] = {}
+    for name, scale in vars(owner).items():
+        if name.endswith("_scale") and scale is not None:
+            matrix = name.removesuffix("_scale")
+            changes[name] = None
+            changes[matrix] = getattr(owner, matrix).to(dtype).mul_(scale[:, None].to(dtype))
+    return changes
 
 
 def random_caches(

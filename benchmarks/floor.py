@@ -24,7 +24,12 @@ class Phase(NamedTuple):
 
 
 def phases(
-    shape: DrafterShape, case: Case, *, weight_bytes: int = 2, kv_bytes: int = 2
+    shape: DrafterShape,
+    case: Case,
+    *,
+    weight_bytes: int = 2,
+    head_bytes: int | None = None,
+    kv_bytes: int = 2,
 ) -> list[Phase]:
     """All of a pass.
 
@@ -32,6 +37,7 @@ def phases(
         shape: The drafter's sizes.
         case: The batch.
         weight_bytes: Of an element of a weight.
+        head_bytes: Of one of the head, if that is different.
         kv_bytes: Of an element of a key or a value.
     """
     accepted, contexts = case.num_accepted(), case.contexts()
@@ -64,7 +70,8 @@ def phases(
             linear("gate_up", on),
             linear("down", on),
         ]
-    return [*found, Phase("head", V * H * weight_bytes, 2 * V * H * sampled)]
+    in_head = weight_bytes if head_bytes is None else head_bytes
+    return [*found, Phase("head", V * H * in_head, 2 * V * H * sampled)]
 
 
 def total_bytes(found: list[Phase]) -> int:

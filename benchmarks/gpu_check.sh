@@ -13,7 +13,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
-STEPS=(environment build smoke ops pass linear conformance kernels memcheck racecheck synccheck
+STEPS=(environment build smoke ops pass linear conformance kernels verification memcheck racecheck synccheck
   counters)
 
 die() {
@@ -104,7 +104,7 @@ ops() {
   fi
 }
 
-pass_s=150
+pass_s=170
 pass() {
   if [[ $dry ]]; then
     bench bench_pass --dry-run --drafter bundled --batch 1 --k 2 --context 20 --accepted mean \
@@ -113,12 +113,15 @@ pass() {
   fi
   # The most wanted first; what is too slow does not keep the others from their share of the box.
   local status=0
-  timeout --foreground 80 "$python" benchmarks/bench_pass.py --k 7 5 --context 4096 \
+  timeout --foreground 70 "$python" benchmarks/bench_pass.py --k 7 5 --context 4096 \
     --accepted mean --kv bf16 --json "$work/pass.json" || status=$?
-  timeout --foreground 40 "$python" benchmarks/bench_pass.py --k 7 --batch 1 8 32 \
+  timeout --foreground 40 "$python" benchmarks/bench_pass.py --k 7 --batch 1 8 32 128 \
+    --context 4096 --accepted mean --kv fp8 --weights fp8 --rounds 21 \
+    --json "$work/pass-fp8.json" || status=$?
+  timeout --foreground 30 "$python" benchmarks/bench_pass.py --k 7 --batch 1 8 32 \
     --context 1024 16384 --accepted 0 K ragged --kv fp8 --rounds 21 \
     --json "$work/pass-sweep.json" || status=$?
-  timeout --foreground 40 "$python" benchmarks/bench_pass.py --drafter Qwen3-8B --k 7 \
+  timeout --foreground 30 "$python" benchmarks/bench_pass.py --drafter Qwen3-8B --k 7 \
     --batch 1 8 32 128 --context 4096 --accepted mean --kv bf16 --rounds 21 \
     --json "$work/pass-qwen3.json" || status=$?
   return $status
@@ -150,6 +153,16 @@ kernels() {
       --json "$work/kernels.json"
   else
     bench bench_kernel --json "$work/kernels.json"
+  fi
+}
+
+verification_s=40
+verification() {
+  if [[ $dry ]]; then
+    bench bench_verify --dry-run --batch 2 --nodes 4 --vocab-size 100 \
+      --json "$work/verification.json"
+  else
+    bench bench_verify --nodes 8 --json "$work/verification.json"
   fi
 }
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 LOG_CHARACTERS = 400_000  # of each step
-PIECES = ("pass", "pass-sweep", "pass-qwen3", "linear", "kernels")
+PIECES = ("pass", "pass-fp8", "pass-sweep", "pass-qwen3", "linear", "kernels", "verification")
 
 
 def main() -> int:

@@ -15,11 +15,12 @@ from drafters import (
     BLOCK_SIZE,
     KV_DTYPES,
     PATTERNS,
-    WEIGHT_FORMATS,
+    WEIGHT_PRECISIONS,
     Case,
     config_of,
     drafter_of,
     fill_batch,
+    quantized,
     random_caches,
     random_weights,
 )
@@ -48,7 +49,7 @@ def run(options: Namespace) -> str:
     case = Case(o.batch, o.k, o.context, o.accepted)
     room = -(-max(case.positions()) // BLOCK_SIZE) * BLOCK_SIZE
     config = config_of(DRAFTERS[o.drafter], room)
-    weights = WEIGHT_FORMATS[o.weights](random_weights(config, device))
+    weights = quantized(random_weights(config, device), o.weights)
     caches = random_caches(config, case.num_blocks(), KV_DTYPES[o.kv], device)
     drafter = drafter_of(
         config, weights, caches, o.k, [o.batch], linear=o.linear, cuda_graphs=o.graphs
@@ -67,7 +68,7 @@ def _parser() -> OneLineParser:
     parser.add_argument("--context", type=positive_int, default=100)
     parser.add_argument("--accepted", choices=PATTERNS, default="ragged")
     parser.add_argument("--kv", choices=KV_DTYPES, default="bf16")
-    parser.add_argument("--weights", choices=WEIGHT_FORMATS, default="bf16")
+    parser.add_argument("--weights", choices=WEIGHT_PRECISIONS, default="bf16")
     parser.add_argument("--linear", choices=["auto", "fused", "torch"], default="fused")
     parser.add_argument("--passes", type=positive_int, default=2)
     parser.add_argument("--device", default="cuda", help="cuda or cpu")

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -145,6 +146,43 @@ def time_passes(passes: dict[str, Call], *, rounds: int = MIN_ROUNDS) -> dict[st
         )
         for name, found in samples.items()
     }
+
+
+def kernel_times(call: Call, *, rounds: int = 10) -> dict[str, dict[str, float]]:
+    """What CUPTI, by way of torch's profiler, says of the kernels of a pass that is repeated.
+
+    L2 is warm, and the profiler is not free: it tells where time goes, not how long a pass takes.
+
+    Returns:
+        By kernel, without template arguments, the longest first: `launches` and `us` of one call.
+        Nothing without a GPU.
+    """
+    if not torch.cuda.is_available():
+        return {}
+    call()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(rounds):
+            call()
+        torch.cuda.synchronize()
+    found = [(x.key, x.count, x.self_device_time_total) for x in profile.key_averages()]
+    return sum_by_kernel(found, rounds)
+
+
+def sum_by_kernel(
+    found: Sequence[tuple[str, int, float]], rounds: int
+) -> dict[str, dict[str, float]]:
+    """Sums instances of one kernel: (signature, launches, microseconds) of all rounds."""
+    sums: dict[str, dict[str, float]] = {}
+    for signature, launches, us in found:
+        if us <= 0:  # what the host did
+            continue
+        name = re.split(r"[<(]", re.sub(r"^void |\(anonymous namespace\)::", "", signature))[0]
+        sum_of_name = sums.setdefault(name, {"launches": 0.0, "us": 0.0})
+        sum_of_name["launches"] += launches / rounds
+        sum_of_name["us"] += us / rounds
+    ordered = sorted(sums.items(), key=lambda item: -item[1]["us"])
+    return {name: {k: round(v, 2) for k, v in each.items()} for name, each in ordered}
 
 
 def copy_bandwidth(device: torch.device, megabytes: int = 512) -> float:

@@ -97,6 +97,39 @@ def test_bytes_and_operations_of_a_pass(bench_pass: ModuleType, drafters: Module
     )
 
 
+@pytest.mark.parametrize("precision", ["fp8_head", "fp8"])
+def test_fp8_weights(precision: str, bench_pass: ModuleType, drafters: ModuleType) -> None:
+    """They are a drafter's with all that the floor counts, and torch's have the same values."""
+    case = drafters.Case(2, 3, 50)
+    weights = drafter_for(drafters, case, torch.bfloat16).weights
+    found = drafters.quantized(weights, precision)
+    wide = drafters.widened(found)
+    e4m3 = torch.float8_e4m3fn
+    assert found.lm_head.dtype == e4m3
+    assert {x.down.dtype for x in found.layers} == {torch.bfloat16 if "h" in precision else e4m3}
+    assert {x.dtype for x in (wide.fc, wide.lm_head, *(y.qkv for y in wide.layers))} == {
+        torch.bfloat16
+    }
+    assert wide.lm_head_scale is wide.fc_scale is wide.layers[0].o_scale is None
+    torch.testing.assert_close(wide.lm_head, weights.lm_head, rtol=0.07, atol=1e-4)
+    assert not torch.equal(wide.lm_head, weights.lm_head)
+    arguments = "--dry-run --drafter bundled --batch 2 --k 3 --context 50 --accepted mean --kv bf16"
+    options = bench_pass._parser().parse_args([*arguments.split(), "--weights", precision])
+    report = bench_pass.start_report("bundled", CPU)
+    (row,) = bench_pass.measure(options, report, CPU)
+    assert report["errors"] == []
+    matrices = {"head": found.lm_head.nbytes}
+    shape = sys.modules["shapes"].DRAFTERS["bundled"]
+    bytes_of_16 = bench_pass.total_bytes(bench_pass.phases(shape, case))
+    saved = wide.lm_head.nbytes - matrices["head"]
+    if precision == "fp8":
+        saved += wide.fc.nbytes - found.fc.nbytes
+        for x, y in zip(wide.layers, found.layers, strict=True):
+            saved += sum(getattr(x, m).nbytes - getattr(y, m).nbytes
+                         for m in ("qkv", "o", "gate_up", "down"))  # fmt: skip
+    assert row["bytes"] == bytes_of_16 - saved
+
+
 def test_passes_that_differ_are_not_timed(bench_pass: ModuleType) -> None:
     ids = torch.arange(8).view(2, 4)
     other = ids.clone()
@@ -190,7 +223,9 @@ def test_cases_that_do_not_fit_are_named(
 def test_a_case_that_goes_wrong_ends_no_other(
     bench_pass: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def time_case(config: Any, weights: Any, caches: Any, case: Any, *_: Any) -> dict[str, Any]:
+    def time_case(
+        config: Any, weights: Any, wide: Any, caches: Any, case: Any, *_: Any
+    ) -> dict[str, Any]:
         if case.batch == 1:
             raise RuntimeError("CUDA error: out of luck\nmore")
         return {"passes": {x: {"median_us": 1.0} for x in ("auto", "torch", "vllm_replay")},

@@ -7,11 +7,13 @@ import json
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 
 from p_eagle_cuda import ops
+from p_eagle_cuda.config import DrafterConfig
 from p_eagle_cuda.statistics import Step
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -64,7 +66,6 @@ def test_a_wrong_kernel_is_not_timed(
 
 def test_shapes_are_those_of_the_bundled_pair(bench_linear: ModuleType) -> None:
     from p_eagle_cuda.bundled import bundled_drafter
-    from p_eagle_cuda.config import DrafterConfig
 
     config = DrafterConfig.from_pretrained(bundled_drafter())
     shape = bench_linear.DRAFTERS["bundled"]
@@ -86,8 +87,30 @@ def test_summary_of_samples(bench_linear: ModuleType) -> None:
     assert timing.environment()["torch"] == torch.__version__
 
 
+def test_instances_of_a_kernel_are_summed(bench_linear: ModuleType) -> None:
+    timing = sys.modules["timing"]
+    prefix = "void p_eagle::(anonymous namespace)::"
+    found = timing.sum_by_kernel(
+        [
+            ("void p_eagle::linear_kernel<p_eagle::A<64>>(int)", 20, 90.0),
+            ("void p_eagle::linear_kernel<p_eagle::B>(int)", 10, 30.0),
+            (f"{prefix}gate(float*)", 10, 200.0),
+            ("cudaGraphLaunch", 10, 0.0),
+        ],
+        10,
+    )
+    assert list(found.items()) == [
+        ("p_eagle::gate", {"launches": 1.0, "us": 20.0}),
+        ("p_eagle::linear_kernel", {"launches": 3.0, "us": 12.0}),
+    ]
+    if not torch.cuda.is_available():
+        assert timing.kernel_times(lambda: None) == {}
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure")
-@pytest.mark.parametrize("name", ["bench_linear", "bench_kernel", "bench_pass"])
+@pytest.mark.parametrize(
+    "name", ["bench_linear", "bench_kernel", "bench_pass", "bench_serving", "bench_verify"]
+)
 def test_without_a_gpu_nothing_is_claimed(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,6 +151,95 @@ def test_measures_on_a_gpu(bench_linear: ModuleType) -> None:
     report = bench_linear.measure(["bundled"], [4], ["bf16"], torch.device("cuda"))
     assert all(row["fused"]["median_us"] > 0 for row in report["results"])
     assert "bundled qkv" in bench_linear.table(report)
+
+
+@pytest.mark.parametrize("kv", ["bf16", "fp8"])
+def test_attention_and_its_baseline_compute_the_same(kv: str) -> None:
+    bench_kernel = load("bench_kernel")
+    shape, case = bench_kernel.DRAFTERS["bundled"], bench_kernel.Case(1, 2, 37)
+    kernel = bench_kernel.prompt_attention(
+        bench_kernel.Setting(shape, case, kv, torch.device("cpu"))
+    )
+    for ours, sdpa in zip(*kernel.candidates.values(), strict=True):
+        expected = sdpa()[0].transpose(0, 1).flatten(1)
+        torch.testing.assert_close(ours(), expected, rtol=0.02, atol=0.01)
+
+
+def test_serving_is_asked_for_what_it_says(tmp_path: Path) -> None:
+    """The drafter is one that this package loads, for the target beside it."""
+    bench_serving = load("bench_serving")
+    shape = bench_serving.DRAFTERS["Qwen3-8B"]
+    found = bench_serving.configs(shape, 12, 300)
+    (tmp_path / "config.json").write_text(json.dumps(found["drafter"]))
+    config = DrafterConfig.from_pretrained(tmp_path)
+    assert (config.num_layers, config.num_taps, config.tap_layer_ids) == (4, 3, (1, 6, 11))
+    assert config.target_hidden_size == found["target"]["hidden_size"] == 4096
+    assert config.mask_token_id == found["target"]["vocab_size"] - 1
+    arguments = "--drafter Qwen3-8B --concurrency 2 7 --weights fp8 --kv fp8 --k 3"
+    options = bench_serving._parser().parse_args(arguments.split())
+    plain, ours = (
+        bench_serving.engine_arguments(options, tmp_path, variant) for variant in ("plain", "v2")
+    )
+    assert plain["max_num_seqs"] == 7
+    assert plain["kv_cache_dtype"] == "fp8"
+    assert ours.pop("additional_config") == {"p_eagle_cuda": {"weights": "fp8"}}
+    speculative = ours.pop("speculative_config")
+    assert ours == plain
+    assert speculative["num_speculative_tokens"] == 3
+    assert speculative["synthetic_acceptance_length"] == 3.0
+
+
+def test_serving_tells_what_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench_serving = load("bench_serving")
+
+    def run_variant(options: Any, folder: Path, variant: str) -> dict[str, Any]:
+        assert (folder / "target" / "config.json").exists()
+        if variant == "v2":
+            return {"error": "exit 1", "log": ["no such runner"]}
+        rate = {"plain": 10.0, "vllm": 20.0, "v1": 30.0}[variant]
+        return {"rows": [{"concurrency": 4, "tokens_per_s": rate}]}
+
+    monkeypatch.setattr(bench_serving, "run_variant", run_variant)
+    file = tmp_path / "result.json"
+    arguments = ["--dry-run", "--drafter", "bundled", "--concurrency", "4", "--json", str(file)]
+    monkeypatch.setattr(sys, "argv", ["bench_serving", *arguments])
+    assert bench_serving.main() == 1
+    out, err = capsys.readouterr()
+    assert "| 4 | 10 | 20 | 30 | 1.50 |" in out
+    assert err.splitlines()[-2:] == ["no such runner", "bench_serving: error: v2: exit 1"]
+    assert json.loads(file.read_text())["variants"]["v2"]["error"] == "exit 1"
+
+
+def test_verification_and_its_baselines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All rules run, drafts are accepted and refused, and a baseline that errs is not timed."""
+    bench_verify = load("bench_verify")
+    cpu = torch.device("cpu")
+    for rule in bench_verify.RULES:
+        batches = bench_verify.make_batches(rule, 8, 6, 40, cpu)
+        found = bench_verify.ours(batches)
+        found.calls[-1]()
+        counts = (found.tokens() >= 0).sum(dim=1)
+        assert counts.min() < counts.max(), rule
+    sizes = "--batch 8 --nodes 6 --vocab-size 40"
+    arguments = ["bench_verify", "--dry-run", *sizes.split(), "--rule"]
+    monkeypatch.setattr(sys, "argv", [*arguments, *bench_verify.RULES])
+    assert bench_verify.main() == 0
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 2 + len(bench_verify.RULES)
+    assert "without vllm: needs a GPU" in err
+
+    def wrong(batches: list[Any]) -> Any:
+        right = bench_verify.in_torch(batches)
+        return right._replace(tokens=lambda: right.tokens() + 1)
+
+    monkeypatch.setitem(bench_verify.CANDIDATES, "torch", ("chain", wrong))
+    monkeypatch.setattr(sys, "argv", [*arguments, "greedy chain"])
+    assert bench_verify.main() == 1
+    assert "torch emits other tokens than ours" in capsys.readouterr().err
 
 
 def test_every_kernel_can_be_called() -> None:

@@ -78,7 +78,7 @@ def test_a_step_that_fails_or_hangs_stops_no_other(tmp_path: Path) -> None:
     assert "== linear (at" in again.stdout
     results = {x["step"]: x["result"] for x in result_in(tmp_path / "out")["steps"]}
     assert set(results.values()) == {"ok"}
-    assert len(results) == 12
+    assert len(results) == 13
 
 
 def executable(path: Path, script: str) -> None:
@@ -128,7 +128,8 @@ def test_a_real_run_with_tools_that_only_say_what_they_are_told(tmp_path: Path) 
             parsed.append(Path(script).stem)
             assert "dry_run" not in options or options.dry_run is False
             assert "device" not in options or options.device == "cuda"
-    assert parsed == [*["bench_pass"] * 3, "bench_linear", "bench_kernel", *["one_pass"] * 4]
+    benches = [*["bench_pass"] * 4, "bench_linear", "bench_kernel", "bench_verify"]
+    assert parsed == [*benches, *["one_pass"] * 4]
     tests = [line.split("no:cacheprovider ")[1] for line in scripts if "-m pytest" in line]
     assert len(tests) == 3
     assert "[cuda-embed_norm_concat-" in tests[0]

@@ -13,12 +13,14 @@ from checkpoints import write_drafter
 from drafter_variants import VARIANTS
 from p_eagle_cuda import vllm_plugin
 from p_eagle_cuda.config import DrafterConfig
+from p_eagle_cuda.drafter_pass import Drafts
 from p_eagle_cuda.errors import CheckpointError, ConfigError
 from p_eagle_cuda.vllm_plugin.caches import adopt_caches
 from p_eagle_cuda.vllm_plugin.options import PluginOptions
+from p_eagle_cuda.vllm_plugin.sampling import sample_drafts
 from p_eagle_cuda.vllm_plugin.support import is_p_eagle, refusal
 from p_eagle_cuda.vllm_plugin.versions import V1_VERSIONS, V2_VERSIONS, unsupported_version
-from p_eagle_cuda.vllm_plugin.weights import adopt_weights
+from p_eagle_cuda.vllm_plugin.weights import adopt_weights, release_replaced
 from p_eagle_cuda.weights import DrafterWeights, load_drafter_weights
 
 # ---- Versions and options ------------------------------------------------------------------------
@@ -49,6 +51,7 @@ def test_options() -> None:
         ({"max_target_rows": True}, "max_target_rows must be of type int, got True"),
         ({"max_target_rows": 0}, "max_target_rows must be at least 1, got 0"),
         ({"linear": "cublas"}, '"auto", "fused" or "torch", got \'cublas\''),
+        ({"weights": "int4"}, "weights must be one of auto, bf16, fp8_head, fp8, got 'int4'"),
     ],
 )
 def test_wrong_options(given: Any, reason: str) -> None:
@@ -101,9 +104,9 @@ def test_what_is_ours() -> None:
 
 
 def test_nothing_is_refused_that_works() -> None:
-    assert refusal(config_of(), "cpu") is None
-    assert refusal(config_of(), "cuda") is None
-    assert refusal(config_of(model_config__dtype=torch.float32), "cpu") is None
+    assert refusal(config_of(), "cpu", "V1") is None
+    assert refusal(config_of(), "cuda", "V1") is None
+    assert refusal(config_of(model_config__dtype=torch.float32), "cpu", "V1") is None
 
 
 @pytest.mark.parametrize(
@@ -117,7 +120,6 @@ def test_nothing_is_refused_that_works() -> None:
         ("parallel_config__prefill_context_parallel_size", 2, "contexts are split"),
         ("speculative_config__draft_model_config__quantization", "fp8", "is quantised"),
         ("speculative_config__use_heterogeneous_vocab", True, "different vocabularies"),
-        ("speculative_config__draft_sample_method", "probabilistic", '"probabilistic"'),
         ("speculative_config__draft_model_config__hf_config__logit_scale", 0.5, "scales its"),
         ("lora_config", object(), "LoRA"),
         ("watermark_config", object(), "watermarked"),
@@ -128,24 +130,65 @@ def test_nothing_is_refused_that_works() -> None:
     ],
 )
 def test_what_is_refused(path: str, value: Any, reason: str) -> None:
-    found = refusal(config_of(**{path: value}), "cuda")
+    found = refusal(config_of(**{path: value}), "cuda", "V1")
     assert found is not None
     assert reason in found
     assert "\n" not in found
+
+
+def test_drawn_drafts_are_for_one_runner() -> None:
+    config = config_of(speculative_config__draft_sample_method="probabilistic")
+    assert refusal(config, "cuda", "V1") is None
+    assert "works on the V1 runner" in (refusal(config, "cuda", "V2") or "")
+
+
+def test_drafts_are_drawn_from_the_law_that_is_told() -> None:
+    """By chi-square; seeds repeat, and what is not drawn has one token for certain."""
+    B, K, V, n = 4, 2, 9, 4000
+    ids = torch.tensor([[3, 1, 8], [5, 0, -1]]).expand(B, K, 3)
+    logits = torch.tensor([[2.0, 1.0, 0.0], [0.5, 0.0, -torch.inf]]).expand(B, K, 3)
+    ids, logits = ids.clone(), logits.clone()
+    ids[3], logits[3] = -1, -torch.inf  # nothing is drafted
+    drafts = Drafts(ids[..., 0], ids, logits, torch.zeros(B, K))
+    temperature = torch.tensor([0.7, 2.0, 0.0, 0.7])
+    torch.manual_seed(1)
+    generators = {0: torch.Generator().manual_seed(7)}
+    found = [sample_drafts(drafts, temperature, generators, V) for _ in range(n)]
+    law = found[0].probabilities
+    assert law.shape == (B, K, V)
+    torch.testing.assert_close(law.sum(dim=2), torch.ones(B, K))
+    for b in (0, 1):
+        expected = torch.zeros(K, V)
+        for i in range(K):
+            share = (logits[b, i] / temperature[b]).softmax(0)
+            expected[i].index_add_(0, ids[b, i].clamp(min=0), share)
+        torch.testing.assert_close(law[b], expected)
+    assert law[2].nonzero().tolist() == [[0, 3], [1, 5]]
+    assert law[3].nonzero().tolist() == [[0, 0], [1, 0]]
+    tokens = torch.stack([x.token_ids for x in found])
+    counts = torch.nn.functional.one_hot(tokens, V).sum(0)
+    impossible = (counts > 0) & (law == 0)
+    assert not impossible.any()
+    distance = ((counts - n * law).square() / (n * law)).nan_to_num(nan=0.0).sum(dim=2)
+    assert (distance < 20).all(), distance  # two degrees of freedom
+    generators = {0: torch.Generator().manual_seed(7)}
+    again = [sample_drafts(drafts, temperature, generators, V).token_ids for _ in range(20)]
+    assert torch.equal(torch.stack(again)[:, 0], tokens[:20, 0])
+    assert not torch.equal(torch.stack(again)[:, 1], tokens[:20, 1])
 
 
 def test_a_configuration_that_is_not_known_is_refused() -> None:
     """As of a version that has renamed something: vLLM must start all the same."""
     config = config_of()
     del config.parallel_config.pipeline_parallel_size
-    found = refusal(config, "cpu")
+    found = refusal(config, "cpu", "V1")
     assert found is not None
     assert "is not one that is known" in found
     assert "pipeline_parallel_size" in found
 
 
 def test_other_devices_are_refused() -> None:
-    assert refusal(config_of(), "xpu") == "there are no kernels for xpu"
+    assert refusal(config_of(), "xpu", "V1") == "there are no kernels for xpu"
 
 
 # ---- Weights and caches --------------------------------------------------------------------------
@@ -195,7 +238,9 @@ def test_weights_are_shared(variant: str, tmp_path: Path) -> None:
     config = DrafterConfig.from_pretrained(tmp_path)
     expected = load_drafter_weights(tmp_path, config, dtype=torch.float32)
     module = module_of(expected, tensors["mask_hidden"].float())
-    found = adopt_weights(module, config, len(expected.rope))
+    adopted = adopt_weights(module, config, len(expected.rope))
+    found = adopted.weights
+    assert adopted.replaced == ()
     for name, value in vars(expected).items():
         if name == "layers":
             for x, y in zip(found.layers, value, strict=True):
@@ -210,6 +255,42 @@ def test_weights_are_shared(variant: str, tmp_path: Path) -> None:
             assert torch.equal(getattr(found, name), value), name
     assert found.fc.data_ptr() == expected.fc.data_ptr()
     assert found.lm_head.data_ptr() == module.lm_head.weight.data_ptr()
+
+
+@pytest.mark.parametrize("precision", ["fp8_head", "fp8"])
+def test_fp8_weights_take_the_place_of_vllms(precision: str, tmp_path: Path) -> None:
+    tensors = write_drafter(tmp_path)
+    config = DrafterConfig.from_pretrained(tmp_path)
+    own, expected = (
+        load_drafter_weights(tmp_path, config, dtype=torch.float32, precision=x)
+        for x in ("auto", precision)
+    )
+    module = module_of(own, tensors["mask_hidden"].float())
+    adopted = adopt_weights(module, config, len(own.rope), precision)
+    layers = zip(adopted.weights.layers, expected.layers, strict=True)
+    for found, wanted in [(adopted.weights, expected), *layers]:
+        for name, value in vars(wanted).items():
+            if isinstance(value, torch.Tensor):
+                assert getattr(found, name).dtype == value.dtype, name
+                assert torch.equal(getattr(found, name).float(), value.float()), name
+    is_head_alone = precision == "fp8_head"
+    assert len(adopted.replaced) == (1 if is_head_alone else 2 + 4 * config.num_layers)
+
+    # The head is the target's, too, and stays; the rest is freed.
+    release_replaced(adopted, SimpleNamespace(parameters=lambda: [module.lm_head.weight]))
+    assert module.lm_head.weight.numel() > 0
+    assert (module.model.fc.weight.numel() == 0) != is_head_alone
+    release_replaced(adopted, SimpleNamespace(parameters=list))
+    assert module.lm_head.weight.numel() == 0
+
+
+def test_no_precision_that_the_dtype_does_not_have(tmp_path: Path) -> None:
+    tensors = write_drafter(tmp_path)
+    config = DrafterConfig.from_pretrained(tmp_path)
+    weights = load_drafter_weights(tmp_path, config, dtype=torch.float32)
+    module = module_of(weights, tensors["mask_hidden"].float())
+    with pytest.raises(ConfigError, match="needs the working dtype bfloat16"):
+        adopt_weights(module, config, 16, "bf16")
 
 
 def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:

@@ -22,7 +22,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     where it uses those, and the variants of sample kernels.
     """
     session.stash[_VARIANTS] = variants = Variants.of_tests(session.items)
-    if session.config.option.collectonly or not build.has_tools():
+    # Of several processes the first compiles for all; the others wait for what they need.
+    process = getattr(session.config, "workerinput", {"workerid": "gw0"})["workerid"]
+    if session.config.option.collectonly or process != "gw0" or not build.has_tools():
         return
     session.stash[_COMPILER] = compiler = build.BackgroundCompiler()
     functions = (item for item in session.items if isinstance(item, pytest.Function))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from sim import summary
 from sim.emulator import FOUR, Emulator, Settings
 from sim.planted import BUGS, LAUNCH_ERROR, WRONG_RESULT, Bug
 from sim.planting import Variants
@@ -88,15 +89,14 @@ def test_planted_bug(bug: Bug, variants: Variants) -> None:
         assert bug.finds in verdict.kinds, f"expected {bug.finds}, found {findings}"
 
 
-def test_share_caught(capsys: pytest.CaptureFixture[str]) -> None:
+def test_share_caught() -> None:
     if not verdicts:
         pytest.skip("no planted bug ran")
     real = [verdict for verdict in verdicts if not verdict.bug.benign]
     caught = [verdict for verdict in real if verdict.is_caught]
-    with capsys.disabled():
-        print("\n" + "\n".join(verdict.describe() for verdict in verdicts))
-        print(f"planted bugs: {len(caught)} of {len(real)} caught")
-        for name in FOUR:
-            share = sum(bool(verdict.findings[name]) for verdict in real)
-            print(f"    {name}: {share}")
+    summary.notes += [line for x in verdicts for line in x.describe().splitlines()]
+    summary.notes.append(f"planted bugs: {len(caught)} of {len(real)} caught")
+    for name in FOUR:
+        share = sum(bool(verdict.findings[name]) for verdict in real)
+        summary.notes.append(f"    {name}: {share}")
     assert caught == real

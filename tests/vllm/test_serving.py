@@ -98,16 +98,19 @@ def test_ours_drafts_what_vllms_own_does(
 
 
 @pytest.mark.parametrize("runner", ["V1", "V2"])
-def test_small_fp8_cache_and_seeds(runner: str, plain: Served, serve: Serve) -> None:
+def test_fp8_weights_small_fp8_cache_and_seeds(runner: str, plain: Served, serve: Serve) -> None:
     """An FP8 cache of 24 blocks of 32, too few for all requests at a time; sampling with seeds."""
+    fp8 = {"p_eagle_cuda": {"weights": "fp8"}}
     sampled = [
         [request(i, 20 + i, 12, sampling={"temperature": 0.8, "seed": 7 + i}) for i in range(3)]
     ] * 2
     ours = serve(
         [*GREEDY, *sampled], speculative=SPECULATIVE, v2=runner == "V2",
-        **{**ENGINE, "kv_cache_dtype": "fp8", "block_size": 32, "num_gpu_blocks_override": 24},
+        **{**ENGINE, "kv_cache_dtype": "fp8", "block_size": 32, "num_gpu_blocks_override": 24,
+           "additional_config": fp8},
     )  # fmt: skip
     assert_ours_on(ours, runner)
+    assert any("MiB in the place of vLLM's" in line for line in ours.log), ours.log
     assert ours.outputs[2] == ours.outputs[3], "the same seeds gave another text"
     assert all(len(ids or ()) == 12 for ids in ours.outputs[2])
     # The target's own cache is FP8 too, so that its text may differ; most of it does not.
@@ -115,12 +118,25 @@ def test_small_fp8_cache_and_seeds(runner: str, plain: Served, serve: Serve) -> 
     assert length > 1.5, ours.counters
 
 
+def test_drafts_that_are_drawn(plain: Served, serve: Serve) -> None:
+    """Greedy requests keep their text, and seeds theirs. On the V1 runner only."""
+    sampled = [
+        [
+            request(0, 9, 16),
+            *(request(i, 20 + i, 12, sampling={"temperature": 0.8, "seed": i}) for i in (1, 2)),
+        ]
+    ] * 2
+    speculative = {**SPECULATIVE, "draft_sample_method": "probabilistic"}
+    ours = serve(sampled, speculative=speculative, **ENGINE)
+    assert_ours_on(ours, "V1")
+    assert ours.outputs[0] == ours.outputs[1], "the same seeds gave another text"
+    assert ours.outputs[0][0] == plain.outputs[0][0]
+    assert ours.counters["num_accepted_tokens"] > ours.counters["num_drafts"] / 4
+
+
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "an option that there is not": (
         {}, {"additional_config": {"p_eagle_cuda": {"wieghts": "fp8"}}}, "got 'wieghts'"
-    ),
-    "probabilistic drafts": (
-        {"draft_sample_method": "probabilistic"}, {}, 'draft_sample_method is "probabilistic"'
     ),
 }  # fmt: skip
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from p_eagle_cuda.errors import ConfigError
+from p_eagle_cuda.precision import WEIGHT_PRECISIONS
 
 KEY = "p_eagle_cuda"
 
@@ -21,6 +22,9 @@ class PluginOptions:
             turns them off, too.
         max_target_rows: Prompt rows that go through the drafter's layers together.
         linear: Backend of the linear layers, "auto", "fused" or "torch".
+        weights: "auto" or "bf16" for vLLM's own, shared; "fp8_head" for an FP8 output head, "fp8"
+            for all matrices in FP8. What becomes FP8 is freed in vLLM's drafter, so if the caches
+            turn out to be of a kind that we do not serve, vLLM ends with an error.
         debug: Check all arguments and name the kernel that fails; slow.
     """
 
@@ -28,6 +32,7 @@ class PluginOptions:
     cuda_graphs: bool = True
     max_target_rows: int = 2048
     linear: str = "auto"
+    weights: str = "auto"
     debug: bool = False
 
     @classmethod
@@ -60,5 +65,10 @@ class PluginOptions:
         if options.linear not in ("auto", "fused", "torch"):
             raise ConfigError(
                 f'{KEY}: linear must be "auto", "fused" or "torch", got {options.linear!r}'
+            )
+        if options.weights not in WEIGHT_PRECISIONS:
+            raise ConfigError(
+                f"{KEY}: weights must be one of {', '.join(WEIGHT_PRECISIONS)}, got "
+                f"{options.weights!r}"
             )
         return options

@@ -11,11 +11,14 @@ from torch import Tensor
 from p_eagle_cuda.buffers import DeviceSize, PassInputs, PassLimits, batch_sizes_up_to, plan_buffers
 from p_eagle_cuda.config import DrafterConfig
 from p_eagle_cuda.drafter import Drafter
+from p_eagle_cuda.drafter_pass import Drafts
 from p_eagle_cuda.errors import ConfigError
 from p_eagle_cuda.fields import ConfigFields
 from p_eagle_cuda.vllm_plugin.caches import adopt_caches
 from p_eagle_cuda.vllm_plugin.options import PluginOptions
-from p_eagle_cuda.vllm_plugin.weights import adopt_weights
+from p_eagle_cuda.vllm_plugin.sampling import CANDIDATES
+from p_eagle_cuda.vllm_plugin.weights import adopt_weights, release_replaced
+from p_eagle_cuda.weights import DrafterWeights
 
 SMALLEST_BLOCK = 16  # positions; before the caches are there, the block table may be so wide
 
@@ -26,6 +29,7 @@ class ServedDrafter:
     def __init__(
         self,
         module: Any,  # noqa: ANN401
+        target: Any,  # noqa: ANN401
         vllm_config: Any,  # noqa: ANN401
         device: torch.device,
         options: PluginOptions,
@@ -38,6 +42,7 @@ class ServedDrafter:
 
         Args:
             module: vLLM's drafter, loaded.
+            target: vLLM's target, which may share the head.
             vllm_config: vLLM's configuration.
             device: Of the worker.
             options: Of the plugin.
@@ -55,24 +60,32 @@ class ServedDrafter:
         max_position = min(
             vllm_config.model_config.max_model_len, self._config.max_position_embeddings
         )
-        self._weights = adopt_weights(module, self._config, max_position)
+        adopted = adopt_weights(module, self._config, max_position, options.weights)
+        self._weights = adopted.weights
         self._sizes = {
             "num_speculative_tokens": speculative.num_speculative_tokens,
             "max_requests": scheduler.max_num_seqs,
             "max_target_rows": min(options.max_target_rows, scheduler.max_num_batched_tokens),
         }
+        sampling = getattr(speculative, "draft_sample_method", None)
+        self._top_k = CANDIDATES if sampling == "probabilistic" else 1
         self._joins_taps = joins_taps and self._weights.fc_norms is None
         self._drafter: Drafter | None = None
         self._held: Tensor | None = torch.empty(
             self._plan_bytes(), dtype=torch.uint8, device=device
         )
+        self.has_replaced_weights = bool(adopted.replaced)
+        release_replaced(adopted, target)  # last: from here on vLLM's own drafter cannot serve
 
     def describe(self) -> str:
         """What runs, in a line."""
-        weights = sum(x.numel() * x.element_size() for x in _shared_tensors(self._weights))
+        matrices = _matrices(self._weights)
+        own = sum(x.nbytes for x in matrices if x.dtype != self._weights.dtype)
+        shared = sum(x.nbytes for x in matrices) - own
+        fp8 = f", in FP8 {own / 2**20:.1f} MiB in the place of vLLM's" if own else ""
         return (
             f"K = {self._sizes['num_speculative_tokens']}, {self._weights.dtype} weights of "
-            f"{weights / 2**20:.1f} MiB shared with vLLM, buffers of "
+            f"{shared / 2**20:.1f} MiB shared with vLLM{fp8}, buffers of "
             f"{self._plan_bytes() / 2**20:.1f} MiB, "
             f"{'kernel by kernel' if self._is_eager else 'CUDA graphs'}"
         )
@@ -91,7 +104,8 @@ class ServedDrafter:
         caches = adopt_caches(module, self._config, self._weights.dtype)
         is_cuda = self._device.type == "cuda"
         self._drafter = Drafter(
-            self._config, self._weights, caches, **self._sizes, joined_taps=self._joins_taps,
+            self._config, self._weights, caches, **self._sizes, top_k=self._top_k,
+            joined_taps=self._joins_taps,
             linear=self._options.linear, cuda_graphs=not self._is_eager,
             graph_pool=current_platform.get_global_graph_pool() if is_cuda else None,
             debug=self._options.debug,
@@ -113,7 +127,7 @@ class ServedDrafter:
         next_tokens: Tensor,
         block_table: Tensor,
         k: int,
-    ) -> Tensor:
+    ) -> Drafts:
         """Draft, from vLLM's tensors.
 
         Args:
@@ -124,10 +138,10 @@ class ServedDrafter:
             num_rejected: ``[B]`` int32; None when nothing was verified.
             next_tokens: ``[B]`` int32.
             block_table: ``[B, blocks]`` int32.
-            k: Tokens to draft; with 0 the rows are stored, and nothing is drafted.
+            k: Tokens to draft, at least 1.
 
         Returns:
-            ``[B, k]`` int64, memory of the caller's own. What is not drafted is token 0.
+            The drafts, in memory that the next pass writes to.
         """
         assert self._drafter is not None
         drafter, B, T = self._drafter, len(next_tokens), len(tokens)
@@ -155,14 +169,13 @@ class ServedDrafter:
                 num_rejected=num_rejected, next_tokens=next_tokens.long(),
                 block_table=block_table.contiguous(),
             )  # fmt: skip
-        drafts = drafter.propose(*given, k=max(k, 1))
-        # A copy, because the engine reads it while the next pass may run.
-        return drafts.token_ids[:, :k].clamp(min=0)
+        return drafter.propose(*given, k=k)
 
     def _plan_bytes(self) -> int:
         """Of the buffers, for the smallest blocks."""
         limits = PassLimits(
-            **self._sizes, top_k=1, max_blocks=-(-len(self._weights.rope) // SMALLEST_BLOCK),
+            **self._sizes, top_k=self._top_k,
+            max_blocks=-(-len(self._weights.rope) // SMALLEST_BLOCK),
             batch_sizes=batch_sizes_up_to(self._sizes["max_requests"]),
             has_joined_taps=self._joins_taps,
         )  # fmt: skip
@@ -186,7 +199,7 @@ def _read_config(draft_model_config: Any) -> DrafterConfig:  # noqa: ANN401
     return DrafterConfig.from_fields(ConfigFields(found, Path(draft_model_config.model)))
 
 
-def _shared_tensors(weights: Any) -> list[Tensor]:  # noqa: ANN401
-    """The large tensors, which are vLLM's."""
+def _matrices(weights: DrafterWeights) -> list[Tensor]:
+    """The large tensors: vLLM's, but for those in FP8."""
     layers = [t for x in weights.layers for t in (x.qkv, x.o, x.gate_up, x.down)]
     return [weights.embedding, weights.fc, weights.lm_head, *layers]
