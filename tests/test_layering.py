@@ -23,6 +23,7 @@ LAYERS = [
     "noise",
     "tree",
     "verification",
+    "penalties",
     "attention_work",
     "reference",
     "kv_cache",
