@@ -43,6 +43,7 @@ LAYERS = [
     "target",
     "sampling",
     "statistics",
+    "draft_tree",
     "engine",
     "bundled",
     "text",
