@@ -22,7 +22,14 @@ from p_eagle_cuda.arguments import OneLineParser
 from p_eagle_cuda.bundled import bundled_drafter, bundled_target
 from p_eagle_cuda.draft_tree import TREE_KINDS
 from p_eagle_cuda.errors import PEagleError, PromptError
-from p_eagle_cuda.generation import DEFAULT_NODES, Generator, Report, num_runs
+from p_eagle_cuda.generation import (
+    DEFAULT_NODES,
+    Generator,
+    Report,
+    check_k,
+    check_tree,
+    num_runs,
+)
 from p_eagle_cuda.precision import KV_DTYPES, WEIGHT_PRECISIONS
 from p_eagle_cuda.text import TextStream, read_prompts
 
@@ -116,6 +123,8 @@ def _generate(options: argparse.Namespace) -> int:
         raise PromptError(
             f"--temperature must be a finite number, 0 or above, got {options.temperature}"
         )
+    check_k(options.k)
+    check_tree(options.tree, options.nodes, options.k, options.dynamic_k)
     if (options.target is None) != (options.drafter is None):
         raise PromptError("--target and --drafter go together: a drafter is trained for one target")
     generator = Generator(
@@ -197,13 +206,16 @@ def _print_report(report: Report, k: int, temperature: float) -> None:
         positions = " ".join(f"{share:.2f}" for share in overall.per_position)
         print(f"acceptance length  {overall.length:.2f} tokens per step at K = {k}{looping}")
         print(f"per position       {positions}")
-        print(f"nodes per step     {report.nodes_per_step:.1f} ({report.tree})")
+        of = {"static": "static tree, shaped by the chain's run", "dynamic": "dynamic tree"}
+        print(f"nodes per step     {report.nodes_per_step:.1f} ({of.get(report.tree, 'chain')})")
     if report.break_even is not None:
         print(
-            f"of a chain         {report.chain_acceptance_length:.2f} tokens per step with "
-            f"{k + 1} nodes\n"
-            f"break-even         {report.break_even:.2f}: how many times a chain's verification "
-            "this one may cost"
+            f"the chain's        {report.chain_acceptance_length:.2f} tokens per step with "
+            f"{k + 1} nodes"
+        )
+        print(
+            f"break-even         {report.break_even:.2f} times the cost of verifying the chain; "
+            "dearer, and the tree is slower"
         )
     print(f"target steps       {report.target_steps} for {tokens} tokens")
     print(

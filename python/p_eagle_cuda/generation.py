@@ -150,8 +150,7 @@ class Generator:
             PEagleError: Something is missing, malformed, not supported, or does not fit.
         """
         K = num_speculative_tokens
-        if not 1 <= K <= MAX_SPECULATIVE_TOKENS:
-            raise ConfigError(f"k must be 1 to {MAX_SPECULATIVE_TOKENS}, got {K}")
+        check_k(K)
         if device == "cuda":
             _check_cuda()
         target_config = TargetConfig.from_pretrained(target)
@@ -297,7 +296,7 @@ class Generator:
             ConfigError: `num_nodes` is out of range, or the options contradict each other.
         """
         K = self.num_speculative_tokens
-        self._check_tree(tree, num_nodes, dynamic_k)
+        check_tree(tree, num_nodes, K, dynamic_k)
         options["on_finish"] = on_finish
         chain_length = None
         if tree == "chain":
@@ -335,19 +334,31 @@ class Generator:
             tokens_per_s_plain=plain.tokens_per_s,
         )
 
-    def _check_tree(self, tree: TreeKind, num_nodes: int | None, dynamic_k: bool) -> None:
-        if tree not in TREE_KINDS:
-            raise ConfigError(f"a tree must be one of {', '.join(TREE_KINDS)}, got {tree!r}")
-        most = self.num_speculative_tokens + 1 if tree == "chain" else MAX_NODES
-        if num_nodes is not None and not 2 <= num_nodes <= most:
-            name = "chain of K drafts" if tree == "chain" else f"{tree} tree"
-            raise ConfigError(
-                f"the nodes of a {name}, its root included, must be 2 to {most}, got {num_nodes}"
-            )
-        if dynamic_k and (tree != "chain" or num_nodes is not None):
-            raise ConfigError(
-                "a dynamic k is for a chain without a number of nodes, which it chooses itself"
-            )
+
+def check_k(num_speculative_tokens: int) -> None:
+    """Raise ConfigError unless K is one that a `Generator` drafts."""
+    if not 1 <= num_speculative_tokens <= MAX_SPECULATIVE_TOKENS:
+        raise ConfigError(f"k must be 1 to {MAX_SPECULATIVE_TOKENS}, got {num_speculative_tokens}")
+
+
+def check_tree(
+    tree: TreeKind, num_nodes: int | None, num_speculative_tokens: int, dynamic_k: bool = False
+) -> None:
+    """Raise ConfigError unless `Generator.run` can draft like this."""
+    if tree not in TREE_KINDS:
+        raise ConfigError(f"a tree must be one of {', '.join(TREE_KINDS)}, got {tree!r}")
+    most = num_speculative_tokens + 1 if tree == "chain" else MAX_NODES
+    if num_nodes is not None and not 2 <= num_nodes <= most:
+        what = "chain of k drafts" if tree == "chain" else f"{tree} tree"
+        raise ConfigError(
+            f"the nodes of a {what}, with the token before them, must be 2 to {most}, "
+            f"got {num_nodes}"
+        )
+    if dynamic_k and (tree != "chain" or num_nodes is not None):
+        raise ConfigError(
+            "a dynamic k chooses the length of a chain: it goes with no other tree, and with no "
+            "number of nodes"
+        )
 
 
 def num_runs(tree: TreeKind) -> int:
