@@ -119,27 +119,30 @@ def test_sampling_is_reproducible_and_lossless(run: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("tree", ["static", "dynamic"])
-def test_a_tree_is_compared_with_the_chain(tree: str, run: Callable[..., Any]) -> None:
-    arguments = ("def f(", "--k", "3", "--max-tokens", "15")
-    chain = json.loads(run(*arguments, "--json")[1])
-    assert (chain["tree"], chain["nodes_per_step"]) == ("chain", pytest.approx(4, abs=0.5))
+def test_a_tree_is_compared_with_the_chain(tree: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """On the bundled pair, whose drafts are sometimes right."""
+
+    def generate(*arguments: str) -> str:
+        assert main(["generate", "def f(", "--k", "3", "--max-tokens", "20", *arguments]) == 0
+        return capsys.readouterr().out
+
+    chain = json.loads(generate("--json"))
+    assert (chain["tree"], chain["nodes_per_step"]) == ("chain", 4)
     assert chain["chain_acceptance_length"] is chain["break_even"] is None
 
-    arguments += ("--tree", tree, "--nodes", "20")
-    report = json.loads(run(*arguments, "--json")[1])
+    report = json.loads(generate("--tree", tree, "--nodes", "20", "--json"))
     assert report["lossless"]
     assert report["outputs"] == chain["outputs"]
     assert report["tree"] == tree
     assert report["chain_acceptance_length"] == chain["acceptance_length"]
     length = report["acceptance_length"]
-    assert length >= chain["acceptance_length"]
+    assert length > chain["acceptance_length"]
     assert report["break_even"] == pytest.approx(length / chain["acceptance_length"])
     # A shape has only what was right in the run that made it.
-    assert 1 < report["nodes_per_step"] <= 20
+    assert 4 < report["nodes_per_step"] <= 20
     assert tree == "static" or report["nodes_per_step"] == 20
 
-    code, out, _ = run(*arguments)
-    assert code == 0
+    out = generate("--tree", tree, "--nodes", "20")
     for line in (
         f"acceptance length  {length:.2f} tokens per step at K = 3",
         f"nodes per step     {report['nodes_per_step']:.1f} ({tree} tree",

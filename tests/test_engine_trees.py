@@ -15,6 +15,7 @@ from p_eagle_cuda.draft_tree import DraftTree
 from p_eagle_cuda.drafter import Drafter, Drafts
 from p_eagle_cuda.engine import SpeculativeEngine
 from p_eagle_cuda.errors import ConfigError
+from p_eagle_cuda.generation import check_tree
 from p_eagle_cuda.statistics import Step
 from p_eagle_cuda.target import Target, TargetRows
 from p_eagle_cuda.tree import topology
@@ -139,18 +140,25 @@ def test_output_is_the_targets_own(
 
 
 def test_no_node_is_past_the_last_position(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    """The tree loses its lower depths near the end of the context, not its siblings."""
+    """A tree loses its lower depths near the end of the context, not its siblings.
+
+    Its nodes have their places in the cache past that end, in blocks of their own.
+    """
     write_target(tmp_path, max_position_embeddings=64)
     target = Target.from_pretrained(tmp_path, tap_layer_ids=TAPS)
-    prompt = list(range(30))
-    drafter = make_drafter(folders[1], 1, num_drafts=len(PATHS), top_k=TOP_K)
-    engine = SpeculativeEngine(target, drafter, max_requests=1, max_length=64, tree=SHAPE)
-    (completion,) = engine.generate([prompt], 34)
-    assert completion.token_ids == plain(target, [prompt], 34)[0]
-    for step in completion.steps[1:]:
-        room = 64 - len(prompt) - step.offset
-        assert step.num_drafts == sum(len(path) <= room for path in PATHS)
-    assert completion.steps[-1].num_drafts < len(PATHS)
+    prompt = list(range(48))
+    expected = plain(target, [prompt], 16)[0]
+    in_all = [TOP_K**depth for depth in range(1, K + 1)]
+    in_shape = [sum(len(path) == depth for path in PATHS) for depth in range(1, K + 1)]
+    for tree, nodes in ((SHAPE, in_shape), (DraftTree.dynamic(64), in_all)):
+        drafter = make_drafter(folders[1], 1, length=64, num_drafts=tree.num_nodes - 1, top_k=TOP_K)
+        engine = SpeculativeEngine(target, drafter, max_requests=1, max_length=64, tree=tree)
+        (completion,) = engine.generate([prompt], 16)
+        assert completion.token_ids == expected
+        for step in completion.steps[1:]:
+            room = 64 - len(prompt) - step.offset
+            assert step.num_drafts == min(sum(nodes[:room]), tree.num_nodes - 1)
+        assert completion.steps[-1].num_drafts < tree.num_nodes - 1
 
 
 def test_what_does_not_fit_is_refused(target: Target, folders: tuple[Path, Path]) -> None:
@@ -172,6 +180,13 @@ def test_what_does_not_fit_is_refused(target: Target, folders: tuple[Path, Path]
         for make in (DraftTree.dynamic, lambda n: DraftTree.static([[0.5, 0.5]] * 9, n)):
             with pytest.raises(ConfigError, match=f"must have 2 to 64 nodes.* got {nodes}"):
                 make(nodes)
+    for tree, nodes, dynamic_k, message in (
+        ("bush", None, False, "a tree must be one of chain, static, dynamic, got 'bush'"),
+        ("chain", K + 2, False, f"must be 2 to {K + 1}, got {K + 2}"),
+        ("static", None, True, "goes with no other tree"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            check_tree(tree, nodes, K, dynamic_k)
     for discount in (0.0, 1.5, float("nan")):
         with pytest.raises(ConfigError, match="off_spine_discount must be above 0"):
             DraftTree.dynamic(8, discount)
