@@ -123,7 +123,7 @@ def test_a_tree_is_compared_with_the_chain(tree: str, capsys: pytest.CaptureFixt
     """On the bundled pair, whose drafts are sometimes right."""
 
     def generate(*arguments: str) -> str:
-        assert main(["generate", "def f(", "--k", "3", "--max-tokens", "20", *arguments]) == 0
+        assert main(["generate", "class Stack:", "--k", "3", "--max-tokens", "24", *arguments]) == 0
         return capsys.readouterr().out
 
     chain = json.loads(generate("--json"))
