@@ -9,7 +9,7 @@ from p_eagle_cuda.draft_tree import DraftTree
 from p_eagle_cuda.generation import Decoded, Generator
 from p_eagle_cuda.train.corpus import held_out_prompts, load_corpus
 
-K, TOKENS = 5, 12
+K, TOKENS = 5, 10
 NUM_PROMPTS = {1: 2, 3: 5, 16: 16, 64: 64}  # by batch size: some wait for a lane
 
 
@@ -22,7 +22,7 @@ def generator() -> Generator:
 def prompts(generator: Generator) -> list[list[int]]:
     """Of different lengths, and short, to be quick."""
     ids = generator.encode(held_out_prompts(load_corpus(), limit=64), TOKENS)
-    return [own[: 16 + i % 24] for i, own in enumerate(ids)]
+    return [own[: 8 + i % 16] for i, own in enumerate(ids)]
 
 
 @pytest.fixture(scope="module")
