@@ -44,6 +44,7 @@ LAYERS = [
     "target",
     "sampling",
     "statistics",
+    "draft_tree",
     "engine",
     "bundled",
     "text",
