@@ -356,6 +356,7 @@ struct VerifyParams {
   int64_t* next_tokens = nullptr;            // [B]     kept for requests without rows
   void* workspace = nullptr;                 // verify_workspace_bytes
   VerifyRule rule{};
+  bool is_lazy = false;  // rows are read when a walk comes to them
   int num_rows = 0;      // R
   int vocab_size = 0;    // V
   int num_requests = 0;  // B
@@ -365,6 +366,47 @@ struct VerifyParams {
 };
 
 cudaError_t launch_verify(VerifyParams const& params, LogitsType type, cudaStream_t stream);
+
+inline constexpr int kMaxFilteredVocab = 262144;  // or a sum of weights might overflow
+
+// The smallest logit of each row that is kept. R: rows of the logits, V: vocabulary, B: requests.
+struct LogitFloorsParams {
+  void const* logits = nullptr;        // [R, V]
+  int32_t const* row_start = nullptr;  // [B + 1]
+  float const* temperature = nullptr;  // [B]
+  int32_t const* top_k = nullptr;      // [B]  null: all, as for the next two
+  float const* top_p = nullptr;        // [B]
+  float const* min_p = nullptr;        // [B]
+  float* floors = nullptr;             // [R]
+  int num_rows = 0;                    // R
+  int vocab_size = 0;                  // V
+  int num_requests = 0;                // B
+};
+
+cudaError_t launch_logit_floors(LogitFloorsParams const& params, LogitsType type,
+                                cudaStream_t stream);
+
+// Penalties for the tokens that have occurred, in place. R: rows of the logits, V: vocabulary, B:
+// requests, N: nodes, M: entries of a request's list, whose tokens differ.
+struct ApplyPenaltiesParams {
+  void* logits = nullptr;                 // [R, V]
+  int32_t const* row_start = nullptr;     // [B + 1]
+  int64_t const* candidates = nullptr;    // [B, N]
+  int32_t const* parents = nullptr;       // [B, N]  null: chains
+  int64_t const* token_ids = nullptr;     // [B, M]  negative: none
+  int32_t const* token_counts = nullptr;  // [B, M]  in the output; 0: only in the prompt
+  float const* repetition = nullptr;      // [B]
+  float const* frequency = nullptr;       // [B]
+  float const* presence = nullptr;        // [B]
+  int num_rows = 0;                       // R
+  int vocab_size = 0;                     // V
+  int num_requests = 0;                   // B
+  int max_nodes = 0;                      // N
+  int max_tokens = 0;                     // M
+};
+
+cudaError_t launch_apply_penalties(ApplyPenaltiesParams const& params, LogitsType type,
+                                   cudaStream_t stream);
 
 // Where the keys and values of the nodes of each path are moved. B: requests, N: nodes, R: rows.
 struct CompactCacheParams {

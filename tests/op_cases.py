@@ -335,6 +335,7 @@ def verify(device: str, dtype: torch.dtype) -> Arguments:
         "draft_logits": torch.randn(9, k, device=device, dtype=wide),
         "draft_temperature": torch.ones(3, device=device),
         "rule": 1,
+        "lazy": False,
         **_filled(device, torch.int64, ["tokens"], 3, N),
         **_filled(device, torch.int32, ["path"], 3, N),
         **_filled(device, torch.int32, ["num_accepted", "num_rejected", "last_row"], 3),
@@ -367,12 +368,33 @@ def logit_floors(device: str, dtype: torch.dtype) -> Arguments:
     }
 
 
+def apply_penalties(device: str, dtype: torch.dtype) -> Arguments:
+    """The requests of `verify`, whose nodes are trees here; tokens of paths in lists and not."""
+    a = verify(device, dtype)
+    logits = a["logits"]
+    logits[7] = SENTINEL
+    int32 = {"device": device, "dtype": torch.int32}
+    ids = torch.tensor([[1, 3, 30, V, -1], [-1] * 5, [21, 2, 40, 0, 2**40]], device=device)
+    return {
+        "logits": logits,
+        "row_start": a["row_start"],
+        "candidates": a["candidates"],
+        "parents": torch.tensor([[-1, 0, 1, 1], [-1] * 4, [-1, 0, 0, 2]], **int32),
+        "token_ids": ids,
+        "token_counts": torch.tensor([[2, 0, 7, 5, 5], [0] * 5, [0, 1, 3, -4, 9]], **int32),
+        "repetition": torch.tensor([1.3, 0.5, 0.8], device=device),
+        "frequency": torch.tensor([0.25, 0.0, -0.1], device=device),
+        "presence": torch.tensor([0.5, 0.0, 0.3], device=device),
+    }
+
+
 CASES: dict[str, Callable[[str, torch.dtype], Arguments]] = {
     f.__name__: f
     for f in (
         prepare_inputs, project_taps, embed_norm_concat, qkv_rope_cache, plan_attention,
         paged_attention, linear_residual, norm_swiglu, lm_head_topk, gather_taps, norm_rows,
-        gate_rows, rope_cache, build_tree, verify, logit_floors, compact_cache,
+        gate_rows, rope_cache, build_tree, verify, logit_floors,
+        apply_penalties, compact_cache,
     )
 }  # fmt: skip
 
@@ -397,6 +419,7 @@ OUTPUTS = {
     "build_tree": ("candidates", "parents", "depths", *TREE_LINKS, "num_nodes"),
     "verify": ("tokens", "path", "num_accepted", "num_rejected", "last_row", "next_tokens"),
     "logit_floors": ("floors",),
+    "apply_penalties": ("logits",),
     "compact_cache": ("k_cache", "v_cache"),
 }  # fmt: skip
 

@@ -259,3 +259,16 @@ def test_every_kernel_can_be_called() -> None:
         for call in kernel.candidates.get("cublas", []):
             call()
     assert setting.num_rows == (0 + 2) + (1 + 2) + (2 + 2)
+
+
+def test_the_readme_shows_the_committed_measurement_of_trees() -> None:
+    """Made by `benchmarks/bench_tree.py` over more prompts and tokens than the suite's."""
+    bench = load("bench_tree")
+    measured = json.loads((BENCHMARKS / "results/tree-bundled.json").read_text())
+    assert bench.table(measured) in (BENCHMARKS / "README.md").read_text()
+    rows = measured["rows"]
+    assert all(row["lossless"] for row in rows)
+    assert {row["tree"] for row in rows} == {"chain", "static", "dynamic"}
+    for row in rows[1:]:
+        ratio = row["acceptance_length"] / rows[0]["acceptance_length"]
+        assert row["break_even"] == pytest.approx(ratio)

@@ -118,6 +118,59 @@ def test_sampling_is_reproducible_and_lossless(run: Callable[..., Any]) -> None:
     assert outputs("--seed", "3") != outputs("--seed", "4")
 
 
+@pytest.mark.parametrize("tree", ["static", "dynamic"])
+def test_a_tree_is_compared_with_the_chain(tree: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """On the bundled pair, whose drafts are sometimes right."""
+
+    def generate(*arguments: str) -> str:
+        assert main(["generate", "class Stack:", "--k", "3", "--max-tokens", "24", *arguments]) == 0
+        return capsys.readouterr().out
+
+    chain = json.loads(generate("--json"))
+    assert (chain["tree"], chain["nodes_per_step"]) == ("chain", 4)
+    assert chain["chain_acceptance_length"] is chain["break_even"] is None
+
+    report = json.loads(generate("--tree", tree, "--nodes", "20", "--json"))
+    assert report["lossless"]
+    assert report["outputs"] == chain["outputs"]
+    assert report["tree"] == tree
+    assert report["chain_acceptance_length"] == chain["acceptance_length"]
+    length = report["acceptance_length"]
+    assert length > chain["acceptance_length"]
+    assert report["break_even"] == pytest.approx(length / chain["acceptance_length"])
+    # A shape has only what was right in the run that made it.
+    assert 4 < report["nodes_per_step"] <= 20
+    assert tree == "static" or report["nodes_per_step"] == 20
+
+    out = generate("--tree", tree, "--nodes", "20")
+    for line in (
+        f"acceptance length  {length:.2f} tokens per step at K = 3",
+        f"nodes per step     {report['nodes_per_step']:.1f} ({tree} tree",
+        f"the chain's        {chain['acceptance_length']:.2f} tokens per step with 4 nodes",
+        f"break-even         {report['break_even']:.2f} times the cost of verifying the chain",
+    ):
+        assert line in out
+
+
+def test_a_chain_of_fewer_nodes_is_a_shorter_chain(run: Callable[..., Any]) -> None:
+    arguments = ("def f(", "--max-tokens", "20", "--json", "--k", "5")
+    short, cut = (
+        json.loads(run(*arguments, *more)[1]) for more in (["--k", "2"], ["--nodes", "3"])
+    )
+    assert cut["outputs"] == short["outputs"]
+    assert cut["nodes_per_step"] == short["nodes_per_step"]
+    assert cut["per_position"][2:] == [0, 0, 0]
+
+
+def test_a_tree_of_no_steps(run: Callable[..., Any]) -> None:
+    """There is nothing to shape a tree by, and nothing to compare."""
+    for tree in ("static", "dynamic"):
+        code, out, err = run("def f(", "--max-tokens", "1", "--tree", tree)
+        assert code == 0, err
+        assert "no draft was verified" in out
+        assert "break-even" not in out
+
+
 def test_fp8_changes_drafts_but_no_text(run: Callable[..., Any]) -> None:
     arguments = ("def f(", "--k", "3", "--max-tokens", "40", "--json")
     plain, fp8 = (
@@ -150,17 +203,15 @@ def test_a_different_text_is_exit_code_1(
 ) -> None:
     """Break verification: every draft counts as accepted."""
 
-    def accept_all(logits: Tensor, row_start: Tensor, candidates: Tensor, *rest: Any) -> Any:
+    def accept_all(
+        logits: Tensor, row_start: Tensor, candidates: Tensor, *rest: Any, **options: Any
+    ) -> Any:
         for b, (start, end) in enumerate(itertools.pairwise(row_start.tolist())):
             drafts = candidates[b, 1 : end - start]
             logits[start : end - 1] = torch.eye(logits.shape[1])[drafts]
-        return verify(logits, row_start, candidates, *rest)
+        return verify(logits, row_start, candidates, *rest, **options)
 
     monkeypatch.setattr("p_eagle_cuda.engine.verify", accept_all)
-    monkeypatch.setattr(
-        "p_eagle_cuda.engine.SpeculativeEngine._query",
-        lambda self, r: r.tokens[r.num_computed :] + (r.drafts if r.num_generated else []),
-    )
     code, out, _ = run("def f(", "--max-tokens", "20")
     assert code == 1
     assert "NO, prompt 0 differs from plain greedy decoding at token" in out
@@ -197,6 +248,28 @@ BAD_CALLS = {
     "bf16 kv": (
         ["x", "--kv-dtype", "bf16"],
         'kv_dtype="bf16" needs the working dtype bfloat16, got float32',
+    ),
+    "no tree": (["x", "--tree", "bush"], "argument --tree: invalid choice: 'bush'"),
+    "nodes word": (["x", "--nodes", "few"], "argument --nodes: invalid int value: 'few'"),
+    "1 node": (
+        ["x", "--tree", "dynamic", "--nodes", "1"],
+        "the nodes of a dynamic tree, with the token before them, must be 2 to 64, got 1",
+    ),
+    "65 nodes": (
+        ["x", "--tree", "static", "--nodes", "65"],
+        "the nodes of a static tree, with the token before them, must be 2 to 64, got 65",
+    ),
+    "chain too long": (
+        ["x", "--k", "3", "--nodes", "5"],
+        "the nodes of a chain of k drafts, with the token before them, must be 2 to 4, got 5",
+    ),
+    "tree of dynamic k": (
+        ["x", "--tree", "dynamic", "--dynamic-k"],
+        "a dynamic k chooses the length of a chain: it goes with no other tree",
+    ),
+    "nodes of dynamic k": (
+        ["x", "--nodes", "4", "--dynamic-k"],
+        "it goes with no other tree, and with no number of nodes",
     ),
     "no tokens": (["x", "--max-tokens", "0"], "--max-tokens must be at least 1, got 0"),
     "no batch": (["x", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),

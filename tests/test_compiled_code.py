@@ -21,6 +21,7 @@ LIBRARY = Path(str(files("p_eagle_cuda") / "libp_eagle_ops.so"))
 #   LDG, STG       loads and stores of global memory, .128 for 16 bytes of a thread
 #   LDGSTS         asynchronous copies to shared memory; BYPASS leaves L1 alone
 #   LDS, STS       shared memory; LDSM whole matrices
+#   ATOMS          its atomics
 #   HMMA           tensor cores
 EXPECTED = {
     "prepare_inputs_kernel": ["LDG", "STG"],
@@ -34,7 +35,9 @@ EXPECTED = {
     "compact_cache_kernel": ["LDG", "STG"],
     "build_tree_kernel": ["LDG", "STG", "REDUX"],
     "verify_tiles_kernel": ["LDG", "STG", "REDUX"],
-    "verify_walk_kernel": ["LDG", "STG", "REDUX"],
+    "verify_walk_kernel": ["LDG.128", "STG", "REDUX"],  # lazy
+    "logit_floors_kernel": ["LDG", "STG", "ATOMS", "REDUX"],
+    "apply_penalties_kernel": ["LDG", "STG"],
     "linear_kernel": ["HMMA.16816.F32", "LDGSTS.BYPASS.128", "LDS.128", "STS.128", "LDG.128"],
 }
 LOCAL_MEMORY = ("LDL", "STL")
@@ -81,6 +84,13 @@ def test_aligned_rows_move_in_16_bytes(compiled: list[Kernel]) -> None:
         # FP8 caches take eight bytes of a thread.
         narrow = kernel.count("STG") - kernel.count("STG.128") - kernel.count("STG.64")
         assert narrow == 0, f"{kernel.name}: {narrow} narrow stores"
+
+
+def test_aligned_logits_are_read_in_16_bytes(compiled: list[Kernel]) -> None:
+    wide = [kernel for kernel in compiled if re.search(r"LogitsConfigI\w+?Lb1EE", kernel.name)]
+    assert {kind_of(kernel) for kernel in wide} == {"verify_tiles_kernel", "logit_floors_kernel"}
+    for kernel in wide:
+        assert kernel.count("LDG.128"), kernel.name
 
 
 def test_no_kernel_uses_local_memory(compiled: list[Kernel]) -> None:

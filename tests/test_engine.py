@@ -16,30 +16,9 @@ from p_eagle_cuda.engine import PREFILL_CHUNK, SpeculativeEngine, max_target_row
 from p_eagle_cuda.errors import PromptError
 from p_eagle_cuda.statistics import acceptance
 from p_eagle_cuda.target import Target
+from toy_engine import LENGTH, PROMPTS, TAPS, K, make_drafter, plain
 
-K, LENGTH = 3, 120
-TAPS = (2, 4, 5)
-PROMPTS = [[5, 6, 7], [1], list(range(40)), [3, 3], [9] * 20]
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    path = tmp_path_factory.mktemp("pair")
-    write_target(path / "target")
-    write_drafter(path / "drafter")
-    return path / "target", path / "drafter"
-
-
-@pytest.fixture(scope="module")
-def target(folders: tuple[Path, Path]) -> Target:
-    return Target.from_pretrained(folders[0], tap_layer_ids=TAPS)
-
-
-def make_drafter(folder: Path, lanes: int, k: int = K, length: int = LENGTH) -> Drafter:
-    return Drafter.from_pretrained(
-        folder, num_speculative_tokens=k, max_requests=lanes,
-        max_target_rows=max_target_rows(lanes, k), num_blocks=num_blocks(lanes, length, k, 16),
-    )  # fmt: skip
+pytest_plugins = ["toy_engine_fixtures"]
 
 
 class Oracle(Drafter):
@@ -84,15 +63,8 @@ class Oracle(Drafter):
         first = start + num_valid + 1
         right = [self.text[p] if p < len(self.text) else 0 for p in range(first, first + K)]
         said = [t + (first + i in self.wrong) for i, t in enumerate(right)]
-        return Drafts(torch.tensor([said]), *drafts[1:])
-
-
-def plain(
-    target: Target, prompts: list[list[int]], n: int, temperature: float = 0.0, seed: int = 0
-) -> list[list[int]]:
-    engine = SpeculativeEngine(target, None, max_requests=2, max_length=LENGTH)
-    completions = engine.generate(prompts, n, temperature=temperature, seed=seed)
-    return [c.token_ids for c in completions]
+        ids = torch.tensor([said])
+        return Drafts(ids, ids[..., None], *drafts[2:])
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])

@@ -18,6 +18,7 @@ from numerics import assert_as_accurate_as_torch, assert_rounded_once, double
 from op_cases import CASES, N_REAL, OUTPUTS, SCRATCH, SENTINEL, Arguments, plan
 from p_eagle_cuda import attention_work, ops, reference
 from p_eagle_cuda.noise import Noise
+from p_eagle_cuda.penalties import Occurrences, Penalties, apply_penalties
 from p_eagle_cuda.tree import Topology, build_tree, compact_cache
 from p_eagle_cuda.verification import RULES, Drafts, logit_floors, verify
 
@@ -42,12 +43,14 @@ DEFINES_SIZES = {
     "build_tree": {"ids", "candidates", "shape_parents"},
     "verify": {"logits", "candidates", "draft_ids"},
     "logit_floors": {"logits", "temperature"},
+    "apply_penalties": {"logits", "candidates", "token_ids"},
     "compact_cache": {"path", "slots", "k_cache"},
 }
 
 # Of these ops all elements of the outputs are written, however many rows exist.
 WHOLE_OUTPUTS = {
     "prepare_inputs", "plan_attention", "lm_head_topk", "build_tree", "verify", "logit_floors",
+    "apply_penalties",
 }  # fmt: skip
 
 CPU = DEVICES["cpu"]
@@ -147,6 +150,12 @@ def run_reference(name: str, a: Arguments) -> dict[str, Tensor]:
         return {"k_cache": caches[0], "v_cache": caches[1]}
     if name == "logit_floors":
         return {"floors": logit_floors(*list(a.values())[:6])}
+    if name == "apply_penalties":
+        occurrences = Occurrences(a["token_ids"], a["token_counts"])
+        penalties = Penalties(*(a[x] for x in Penalties._fields))
+        nodes = a["row_start"], a["candidates"]
+        logits = apply_penalties(a["logits"], *nodes, occurrences, penalties, a["parents"])
+        return {"logits": logits}
     noise = Noise(a["noise_keys"], a["noise_positions"], a["temperature"])
     ids, logits, lse = reference.lm_head_topk(
         a["x"], a["sample_rows"], a["norm_weight"], a["weight"], a["draft_to_target"],
@@ -337,6 +346,11 @@ def test_public_function_allocates_what_it_returns(name: str, device: Device) ->
         given["sampling"] = ops.Sampling(*(given.pop(x) for x in ops.Sampling._fields))
         given["drafts"] = Drafts(*(given.pop(f"draft_{x}") for x in Drafts._fields))
         given["rule"], given["next_tokens"] = RULES[given["rule"]], plain["next_tokens"]
+    if name == "apply_penalties":  # in place alone, of chains as there is no tree
+        arguments["parents"] = None
+        given = {n: plain[n] for n in ("logits", "row_start", "candidates")}
+        given["occurrences"] = Occurrences(plain["token_ids"], plain["token_counts"])
+        given["penalties"] = Penalties(*(plain[x] for x in Penalties._fields))
     returned = getattr(ops, name)(**given)
     device.call(name, arguments)
     results = returned if isinstance(returned, tuple) else (returned,)
@@ -344,6 +358,8 @@ def test_public_function_allocates_what_it_returns(name: str, device: Device) ->
         results = (*results, plain["work"])
     if name == "compact_cache":  # in place alone
         results = ()
+    if name == "apply_penalties":
+        results = (plain["logits"],)
     names = [n for n in OUTPUTS[name] if not n.endswith("_cache")]
     for output, result in zip(names, results, strict=True):
         rows = slice(None) if name in WHOLE_OUTPUTS else slice(N_REAL)

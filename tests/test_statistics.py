@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from p_eagle_cuda.statistics import MIN_LOOP_SPAN, Step, acceptance, before_loop, loop_start
+from p_eagle_cuda.statistics import (
+    MIN_LOOP_SPAN,
+    Step,
+    acceptance,
+    before_loop,
+    loop_start,
+    nodes_per_step,
+    rank_accuracies,
+)
 
 
 def test_acceptance_counts_verification_steps_only() -> None:
@@ -17,6 +25,23 @@ def test_acceptance_counts_verification_steps_only() -> None:
 
 def test_acceptance_of_nothing() -> None:
     assert acceptance([Step(0, 0, 0)], 5).length is None
+
+
+def test_nodes_are_those_of_steps_with_drafts() -> None:
+    steps = [Step(0, 0, 0), Step(1, 15, 3), Step(5, 7, 1), Step(7, 0, 0)]
+    assert nodes_per_step(steps) == 12
+    assert nodes_per_step(steps[:1]) is None
+
+
+def test_ranks_count_while_the_best_entries_are_right() -> None:
+    steps = [
+        Step(0, 0, 0),  # no drafts, no ranks
+        Step(1, 3, 2, (0, 0, 1)),
+        Step(4, 3, 1, (0, -1)),
+        Step(6, 3, 2, (1, 0, 0)),  # a sibling was right: what follows says nothing of the spine
+        Step(9, 3, 0, (0,)),
+    ]
+    assert rank_accuracies(steps, 4, 2) == [[3 / 4, 1 / 4], [1 / 2, 0], [0, 1], [0, 0]]
 
 
 def test_text_without_repetition_does_not_loop() -> None:

@@ -389,5 +389,5 @@ def test_estimated_acceptance_is_the_engines(trained: Path) -> None:
     completions = engine.generate(prompts.tolist(), length - prompt)
     for ids, steps, completion in zip(text, found, completions, strict=True):
         assert completion.token_ids == ids[prompt:].tolist()
-        verified = [step for step in completion.steps if step.num_drafts]
+        verified = [replace(step, ranks=()) for step in completion.steps if step.num_drafts]
         assert verified[: len(steps)] == steps

@@ -353,52 +353,6 @@ def test_block_verification_would_be_biased_by_noise_of_absolute_positions(
     assert chi_square(counts.flatten(), markov_law().flatten()) > ONE_IN_A_THOUSAND
 
 
-# ---- Filters of the target -----------------------------------------------------------------------
-
-
-def floors_of(logits: Tensor, t: float = 1.0, **filters: float) -> Tensor:
-    tensors = {
-        name: torch.tensor([x], dtype=torch.int32 if name == "top_k" else torch.float32)
-        for name, x in filters.items()
-    }
-    return logit_floors(
-        logits[None], torch.tensor([0, 1], dtype=torch.int32), torch.tensor([t]), **tensors
-    )
-
-
-def test_filters_keep_what_their_definitions_say() -> None:
-    """Against a loop over tokens, with ties among them."""
-    g = torch.Generator().manual_seed(0)
-    for _ in range(60):
-        logits = (torch.randn(30, generator=g) * 4).round() / 2
-        t = float(torch.rand((), generator=g) + 0.5)
-        k, p, m = int(torch.randint(1, 35, (), generator=g)), *torch.rand(2, generator=g).tolist()
-        p = 0.2 + 0.8 * p
-        probabilities = (logits.double() / t).softmax(0)
-
-        def survives(x: int, logits: Tensor = logits, k: int = k) -> bool:
-            return int((logits > logits[x]).sum()) < k
-
-        of_top_k = [x for x in range(30) if survives(x)]
-        mass = float(probabilities[of_top_k].sum())
-        expected = [
-            x for x in of_top_k
-            if float(probabilities[logits > logits[x]].sum()) < p * mass
-            and float(probabilities[x] / probabilities.max()) >= m / 10
-        ]  # fmt: skip
-        floor = floors_of(logits, t, top_k=k, top_p=p, min_p=m / 10)
-        assert (logits >= floor).nonzero().flatten().tolist() == expected
-
-
-def test_filters_that_let_all_through_or_one() -> None:
-    logits = torch.tensor([1.0, 3.0, 2.0, -float("inf")])
-    assert floors_of(logits, top_k=0, top_p=1.0, min_p=0.0) == -float("inf")
-    for one in ({"top_k": 1}, {"top_p": 0.0}, {"top_p": 1e-9}, {"min_p": 1.0}, {"min_p": 7.0}):
-        assert floors_of(logits, **one) == 3
-    assert floors_of(logits, 0.0, top_k=1) == -float("inf")
-    assert floors_of(torch.full((4,), float("nan")), top_k=1) == -float("inf")
-
-
 def test_what_filters_take_away_is_not_emitted() -> None:
     """By no rule, also where it was drafted; and what is left keeps its proportions."""
     step = random_step(60, 3, 9)

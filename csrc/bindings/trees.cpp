@@ -165,27 +165,34 @@ LogitsType to_logits_type(char const* op, ScalarType type) {
   }
 }
 
+// Rows [R, V] of the target, V of at most `max_columns`.
+LogitsType check_logits(char const* op, Tensor const& logits, int32_t device, int64_t max_columns) {
+  STD_TORCH_CHECK(logits.dim() == 2, op, ": `logits` must be 2-D, got ", shape_of(logits));
+  int64_t const V = logits.size(1);
+  LogitsType const type = to_logits_type(op, logits.scalar_type());
+  STD_TORCH_CHECK(V >= 1 && V <= max_columns, op, ": `logits` must have 1 to ", max_columns,
+                  " columns, got ", V);
+  check_tensor(op, "logits", logits, device, logits.scalar_type(), {logits.size(0), V});
+  return type;
+}
+
 void verify(Tensor const& logits, Tensor const& row_start, Tensor const& candidates,
             OptionalTensor const& next_token, OptionalTensor const& next_sibling,
             OptionalTensor const& temperature, OptionalTensor const& keys,
             OptionalTensor const& root_positions, OptionalTensor const& floors,
             OptionalTensor const& draft_ids, OptionalTensor const& draft_logits,
-            OptionalTensor const& draft_temperature, int64_t rule, Tensor& tokens, Tensor& path,
-            Tensor& num_accepted, Tensor& num_rejected, Tensor& last_row, Tensor& next_tokens,
-            Tensor& workspace) {
+            OptionalTensor const& draft_temperature, int64_t rule, bool is_lazy, Tensor& tokens,
+            Tensor& path, Tensor& num_accepted, Tensor& num_rejected, Tensor& last_row,
+            Tensor& next_tokens, Tensor& workspace) {
   constexpr char const* kOp = "verify";
   check_nodes(kOp, candidates);
-  STD_TORCH_CHECK(logits.dim() == 2, kOp, ": `logits` must be 2-D, got ", shape_of(logits));
   int64_t const B = candidates.size(0);
   int64_t const N = candidates.size(1);
+  int32_t const device = candidates.get_device_index();
+  constexpr int64_t kMaxTiles = 65535;  // blocks of a launch in its second dimension
+  LogitsType const type = check_logits(kOp, logits, device, kMaxTiles * kVerifyTile);
   int64_t const R = logits.size(0);
   int64_t const V = logits.size(1);
-  int32_t const device = candidates.get_device_index();
-  LogitsType const type = to_logits_type(kOp, logits.scalar_type());
-  constexpr int64_t kMaxTiles = 65535;  // blocks of a launch in its second dimension
-  STD_TORCH_CHECK(V >= 1 && V <= kMaxTiles * kVerifyTile, kOp, ": `logits` must have 1 to ",
-                  kMaxTiles * kVerifyTile, " columns, got ", V);
-  check_tensor(kOp, "logits", logits, device, logits.scalar_type(), {R, V});
   check_tensor(kOp, "candidates", candidates, device, ScalarType::Long, {B, N});
   check_tensor(kOp, "row_start", row_start, device, ScalarType::Int, {B + 1});
   check_pair(kOp, "`next_token` and `next_sibling`", next_token, next_sibling);
@@ -215,9 +222,10 @@ void verify(Tensor const& logits, Tensor const& row_start, Tensor const& candida
     return output<int32_t>(kOp, name, tensor, device, ScalarType::Int, {B});
   };
   check_vector_tensor(kOp, "workspace", workspace, device, ScalarType::Byte, {workspace.numel()});
-  int64_t const needed = verify_workspace_bytes(R, V);
+  int64_t const rows = is_lazy ? B * N : R;
+  int64_t const needed = verify_workspace_bytes(rows, V);
   STD_TORCH_CHECK(workspace.numel() >= needed, kOp, ": `workspace` must hold at least ", needed,
-                  " bytes for ", R, " rows of ", V, " logits, got ", workspace.numel());
+                  " bytes for ", rows, " rows of ", V, " logits, got ", workspace.numel());
   VerifyParams const params{
       .logits = logits.const_data_ptr(),
       .row_start = row_start.const_data_ptr<int32_t>(),
@@ -240,6 +248,7 @@ void verify(Tensor const& logits, Tensor const& row_start, Tensor const& candida
           output<int64_t>(kOp, "next_tokens", next_tokens, device, ScalarType::Long, {B}),
       .workspace = workspace.mutable_data_ptr(),
       .rule = VerifyRule(rule),
+      .is_lazy = is_lazy,
       .num_rows = int(R),
       .vocab_size = int(V),
       .num_requests = int(B),
@@ -252,6 +261,85 @@ void verify(Tensor const& logits, Tensor const& row_start, Tensor const& candida
   }
   DeviceGuard const guard(device);
   check_launch(kOp, launch_verify(params, type, current_stream(kOp, device)));
+}
+
+void logit_floors(Tensor const& logits, Tensor const& row_start, Tensor const& temperature,
+                  OptionalTensor const& top_k, OptionalTensor const& top_p,
+                  OptionalTensor const& min_p, Tensor& floors) {
+  constexpr char const* kOp = "logit_floors";
+  STD_TORCH_CHECK(is_on_device(temperature), kOp, ": `temperature` must be on ", kDevice);
+  STD_TORCH_CHECK(temperature.dim() == 1, kOp, ": `temperature` must be [B], got ",
+                  shape_of(temperature));
+  int64_t const B = temperature.size(0);
+  int32_t const device = temperature.get_device_index();
+  LogitsType const type = check_logits(kOp, logits, device, kMaxFilteredVocab);
+  int64_t const R = logits.size(0);
+  check_tensor(kOp, "row_start", row_start, device, ScalarType::Int, {B + 1});
+  check_tensor(kOp, "temperature", temperature, device, ScalarType::Float, {B});
+  auto const floats = [&](char const* name, OptionalTensor const& tensor) {
+    return optional_data<float>(kOp, name, tensor, device, ScalarType::Float, {B});
+  };
+  LogitFloorsParams const params{
+      .logits = logits.const_data_ptr(),
+      .row_start = row_start.const_data_ptr<int32_t>(),
+      .temperature = temperature.const_data_ptr<float>(),
+      .top_k = optional_data<int32_t>(kOp, "top_k", top_k, device, ScalarType::Int, {B}),
+      .top_p = floats("top_p", top_p),
+      .min_p = floats("min_p", min_p),
+      .floors = output<float>(kOp, "floors", floors, device, ScalarType::Float, {R}),
+      .num_rows = int(R),
+      .vocab_size = int(logits.size(1)),
+      .num_requests = int(B),
+  };
+  if (R == 0) {
+    return;
+  }
+  DeviceGuard const guard(device);
+  check_launch(kOp, launch_logit_floors(params, type, current_stream(kOp, device)));
+}
+
+void apply_penalties(Tensor& logits, Tensor const& row_start, Tensor const& candidates,
+                     OptionalTensor const& parents, Tensor const& token_ids,
+                     Tensor const& token_counts, Tensor const& repetition, Tensor const& frequency,
+                     Tensor const& presence) {
+  constexpr char const* kOp = "apply_penalties";
+  check_nodes(kOp, candidates);
+  STD_TORCH_CHECK(token_ids.dim() == 2, kOp, ": `token_ids` must be 2-D, got ",
+                  shape_of(token_ids));
+  int64_t const B = candidates.size(0);
+  int64_t const N = candidates.size(1);
+  int64_t const M = token_ids.size(1);
+  int32_t const device = candidates.get_device_index();
+  LogitsType const type = check_logits(kOp, logits, device, INT32_MAX);
+  check_tensor(kOp, "row_start", row_start, device, ScalarType::Int, {B + 1});
+  check_tensor(kOp, "candidates", candidates, device, ScalarType::Long, {B, N});
+  check_tensor(kOp, "token_ids", token_ids, device, ScalarType::Long, {B, M});
+  check_tensor(kOp, "token_counts", token_counts, device, ScalarType::Int, {B, M});
+  auto const floats = [&](char const* name, Tensor const& tensor) {
+    check_tensor(kOp, name, tensor, device, ScalarType::Float, {B});
+    return tensor.const_data_ptr<float>();
+  };
+  ApplyPenaltiesParams const params{
+      .logits = logits.mutable_data_ptr(),
+      .row_start = row_start.const_data_ptr<int32_t>(),
+      .candidates = candidates.const_data_ptr<int64_t>(),
+      .parents = optional_data<int32_t>(kOp, "parents", parents, device, ScalarType::Int, {B, N}),
+      .token_ids = token_ids.const_data_ptr<int64_t>(),
+      .token_counts = token_counts.const_data_ptr<int32_t>(),
+      .repetition = floats("repetition", repetition),
+      .frequency = floats("frequency", frequency),
+      .presence = floats("presence", presence),
+      .num_rows = int(logits.size(0)),
+      .vocab_size = int(logits.size(1)),
+      .num_requests = int(B),
+      .max_nodes = int(N),
+      .max_tokens = int(M),
+  };
+  if (B == 0 || params.num_rows == 0) {
+    return;
+  }
+  DeviceGuard const guard(device);
+  check_launch(kOp, launch_apply_penalties(params, type, current_stream(kOp, device)));
 }
 
 // Of a cache in bytes.
@@ -316,6 +404,8 @@ constexpr CudaOp kOps[] = {
     {"compact_cache", TORCH_BOX(&compact_cache)},
     {"build_tree", TORCH_BOX(&build_tree)},
     {"verify", TORCH_BOX(&verify)},
+    {"logit_floors", TORCH_BOX(&logit_floors)},
+    {"apply_penalties", TORCH_BOX(&apply_penalties)},
 };
 
 }  // namespace

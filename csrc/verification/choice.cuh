@@ -14,10 +14,9 @@
 #include "ops.h"
 #include "verification/layout.h"
 #include "verification/logits.cuh"
+#include "verification/tiles.cuh"
 
 namespace p_eagle {
-
-inline constexpr int kVerifyWarps = kVerifyThreads / kWarpSize;
 
 // In an order that is the same for all lanes.
 CUTLASS_DEVICE double warp_sum(double value) {
@@ -48,8 +47,11 @@ struct LaneEntry {
 template <class Config>
 class RowLaw {
  public:
-  CUTLASS_DEVICE RowLaw(VerifyParams const& params, int request, int64_t row)
-      : params_(params), row_(row), softmax_(params, request, row), findings_(params, row) {
+  CUTLASS_DEVICE RowLaw(VerifyParams const& params, int request, int first_row, int node)
+      : params_(params),
+        row_(first_row + node),
+        softmax_(params, request, row_),
+        findings_(params, request, node, row_) {
     int const lane = threadIdx.x % kWarpSize;
     tiles_per_lane_ = (findings_.num_tiles() + kWarpSize - 1) / kWarpSize;
     uint64_t best = kNoCandidate;

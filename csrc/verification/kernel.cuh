@@ -4,7 +4,6 @@
 #include <cutlass/cutlass.h>
 
 #include <cfloat>
-#include <climits>
 #include <cstdint>
 
 #include "common/launch.h"
@@ -13,116 +12,42 @@
 #include "verification/choice.cuh"
 #include "verification/layout.h"
 #include "verification/logits.cuh"
+#include "verification/rows.cuh"
+#include "verification/tiles.cuh"
 #include "verification/walk.cuh"
 
 namespace p_eagle {
 
-// The rows of a request that have nodes; none where it says nothing sensible.
-struct VerifiedRows {
-  int first = 0;
-  int num_rows = 0;
-  int num_nodes = 0;
-
-  CUTLASS_DEVICE VerifiedRows(VerifyParams const& params, int request) {
-    int64_t const begin = params.row_start[request];
-    int64_t const end = params.row_start[request + 1];
-    int64_t const nodes = min(end - begin, int64_t(params.max_nodes));
-    if (nodes >= 1 && begin >= 0 && begin + nodes <= params.num_rows) {
-      first = int(begin);
-      num_rows = int(end - begin);
-      num_nodes = int(nodes);
-    }
-  }
-};
-
-CUTLASS_DEVICE int token_of(VerifyParams const& params, int request, int node) {
-  int64_t const token = params.candidates[int64_t(request) * params.max_nodes + node];
-  return 0 <= token && token < params.vocab_size ? int(token) : -1;
-}
-
 // ---- Tiles --------------------------------------------------------------------------------------
 
-struct VerifyTileStorage {
-  int request;
-  uint64_t keys[kVerifyWarps];
-  float sums[kVerifyWarps];
-};
-
-// The lowest request that may visit a row; INT_MAX: none.
-CUTLASS_DEVICE int find_visitor(VerifyParams const& params, int row, VerifyTileStorage& shared) {
-  if (threadIdx.x == 0) {
-    shared.request = INT_MAX;
-  }
-  __syncthreads();
-  for (int request = threadIdx.x; request < params.num_requests; request += kVerifyThreads) {
+// The lowest request that may visit a row; kNoRequest: none.
+CUTLASS_DEVICE int find_visitor(VerifyParams const& params, int row, int& shared) {
+  return lowest_request(params.num_requests, shared, [&](int request) {
     VerifiedRows const rows(params, request);
     int const node = row - rows.first;
-    if (0 <= node && node < rows.num_nodes && (node == 0 || token_of(params, request, node) >= 0)) {
-      atomicMin(&shared.request, request);
-    }
-  }
-  __syncthreads();
-  return shared.request;
+    return 0 <= node && node < rows.num_nodes &&
+           (node == 0 || token_of(params, request, node) >= 0);
+  });
 }
 
 template <class Config>
 __global__ void __launch_bounds__(kVerifyThreads, Config::kWidth > 1 ? 4 : 2)
     verify_tiles_kernel(__grid_constant__ VerifyParams const params) {
-  __shared__ VerifyTileStorage shared;
+  __shared__ TileStorage shared;
+  __shared__ int visitor;
   int const row = blockIdx.x;
-  int const tile = blockIdx.y;
-  int const thread = threadIdx.x;
-  int const warp = thread / kWarpSize;
-  int const lane = thread % kWarpSize;
 
   wait_for_previous_kernel();
   let_next_kernel_start();
 
-  int const request = find_visitor(params, row, shared);
-  if (request == INT_MAX) {
+  int const request = find_visitor(params, row, visitor);
+  if (request == kNoRequest) {
     return;
   }
-  RowSoftmax const softmax(params, request, row);
-  float logits[Config::kVectors][Config::kWidth];
-  uint64_t best = kNoCandidate;
-  CUTLASS_PRAGMA_UNROLL
-  for (int v = 0; v < Config::kVectors; ++v) {
-    int const first = tile * kVerifyTile + (v * kVerifyThreads + thread) * Config::kWidth;
-    load_vector<Config>(params, row, first, logits[v]);
-    CUTLASS_PRAGMA_UNROLL
-    for (int i = 0; i < Config::kWidth; ++i) {
-      uint64_t const key = candidate_key(logits[v][i], first + i);
-      best = key > best && first + i < params.vocab_size ? key : best;
-    }
-  }
-  best = warp_max(best);
-  if (lane == 0) {
-    shared.keys[warp] = best;
-  }
-  __syncthreads();
-  best = warp_max(shared.keys[lane % kVerifyWarps]);
-  float const largest = from_ordered_bits(uint32_t(best >> 32));
-  float sum = 0.0f;
-  if (softmax.is_random && fabsf(largest) <= FLT_MAX) {
-    CUTLASS_PRAGMA_UNROLL
-    for (int v = 0; v < Config::kVectors; ++v) {
-      CUTLASS_PRAGMA_UNROLL
-      for (int i = 0; i < Config::kWidth; ++i) {
-        sum += softmax.weight(logits[v][i], largest);
-      }
-    }
-  }
-  sum = warp_sum(sum);
-  if (lane == 0) {
-    shared.sums[warp] = sum;
-  }
-  __syncthreads();
-  sum = warp_sum(lane < kVerifyWarps ? shared.sums[lane] : 0.0f);
-  if (thread == 0) {
-    TileFindings const findings(params, row);
-    findings.key(tile) = best;
-    findings.sum(tile) = sum;
-  }
+  TileFindings const findings(params, request, 0, row);
+  Tile<Config> tile;
+  tile.load(params, row, blockIdx.y);
+  tile.find(RowSoftmax(params, request, row), findings, shared);
 }
 
 // ---- Requests -----------------------------------------------------------------------------------
@@ -176,10 +101,8 @@ __global__ void __launch_bounds__(kVerifyThreads, 1)
 
 template <class Element>
 cudaError_t launch_verify_with(VerifyParams const& params, cudaStream_t stream) {
-  constexpr int kVectorLogits = 16 / int(sizeof(Element));
-  bool const is_wide = params.vocab_size % kVectorLogits == 0 &&
-                       reinterpret_cast<uintptr_t>(params.logits) % 16 == 0;
-  if (params.num_rows > 0) {
+  bool const is_wide = has_wide_rows<Element>(params.logits, params.vocab_size);
+  if (params.num_rows > 0 && !params.is_lazy) {
     VerifyWorkspaceLayout const layout{params.num_rows, params.vocab_size};
     LaunchPlan const tiles{.grid = dim3(params.num_rows, unsigned(layout.num_tiles())),
                            .block = dim3(kVerifyThreads),

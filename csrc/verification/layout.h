@@ -13,7 +13,8 @@ inline constexpr int kThreadLogits = 16;  // of a tile, that a thread takes
 inline constexpr int kVerifyTile = kVerifyThreads * kThreadLogits;
 
 // For each row and tile a key of its largest logit (head/order.cuh) and the sum of exponentials
-// relative to that. Tiles of a row are adjacent.
+// relative to that. Tiles of a row are adjacent. Where walks are lazy, each node of each request
+// counts as a row, so that nobody depends on another request.
 struct VerifyWorkspaceLayout {
   int64_t num_rows;
   int64_t vocab_size;

@@ -22,6 +22,13 @@ struct LogitsConfig {
   static constexpr int kVectors = kThreadLogits / kWidth;
 };
 
+// Whether rows can be read in vectors of 16 bytes.
+template <class Element>
+CUTLASS_HOST_DEVICE bool has_wide_rows(void const* logits, int vocab_size) {
+  constexpr int kVectorLogits = 16 / int(sizeof(Element));
+  return vocab_size % kVectorLogits == 0 && reinterpret_cast<uintptr_t>(logits) % 16 == 0;
+}
+
 // A NaN counts as -inf: the maximum of NaN and a number is the number.
 CUTLASS_DEVICE float clean(float logit) { return fmaxf(logit, -INFINITY); }
 
@@ -55,6 +62,9 @@ CUTLASS_DEVICE float load_logit(VerifyParams const& params, int64_t row, int tok
   return clean(float(data[row * params.vocab_size + token]));
 }
 
+// Such that a difference of zero stays zero.
+CUTLASS_DEVICE float inverse(float temperature) { return 1.0f / fmaxf(temperature, 1e-30f); }
+
 // How the logits of a row become weights. They are relative to a maximum that is finite.
 struct RowSoftmax {
   float floor = -INFINITY;
@@ -63,8 +73,7 @@ struct RowSoftmax {
   CUTLASS_DEVICE RowSoftmax(VerifyParams const& params, int request, int64_t row) {
     float const temperature = params.temperature ? params.temperature[request] : 0.0f;
     if (temperature > 0.0f) {
-      // Such that a difference of zero stays zero.
-      inverse_temperature = 1.0f / fmaxf(temperature, 1e-30f);
+      inverse_temperature = inverse(temperature);
       floor = params.floors ? params.floors[row] : -INFINITY;
       is_random = true;
     }
@@ -78,15 +87,18 @@ struct RowSoftmax {
   bool is_random = false;
 };
 
-// What the first kernel has found of the tiles of a row.
+// What was found of the tiles of a row.
 class TileFindings {
  public:
-  CUTLASS_DEVICE TileFindings(VerifyParams const& params, int64_t row) {
-    VerifyWorkspaceLayout const layout{params.num_rows, params.vocab_size};
+  CUTLASS_DEVICE TileFindings(VerifyParams const& params, int request, int node, int64_t row) {
+    int64_t const num_nodes = int64_t(params.num_requests) * params.max_nodes;
+    VerifyWorkspaceLayout const layout{params.is_lazy ? num_nodes : params.num_rows,
+                                       params.vocab_size};
+    int64_t const place = params.is_lazy ? int64_t(request) * params.max_nodes + node : row;
     num_tiles_ = int(layout.num_tiles());
     char* const base = static_cast<char*>(params.workspace);
-    keys_ = reinterpret_cast<uint64_t*>(base) + row * num_tiles_;
-    sums_ = reinterpret_cast<float*>(base + layout.sums_offset()) + row * num_tiles_;
+    keys_ = reinterpret_cast<uint64_t*>(base) + place * num_tiles_;
+    sums_ = reinterpret_cast<float*>(base + layout.sums_offset()) + place * num_tiles_;
   }
 
   CUTLASS_DEVICE int num_tiles() const { return num_tiles_; }

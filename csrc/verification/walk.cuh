@@ -45,6 +45,7 @@ class Walk {
 
   struct SharedStorage {
     typename Law::SharedStorage choice;
+    TileStorage tiles;
     TreeNodes nodes;
   };
 
@@ -64,20 +65,47 @@ class Walk {
     float const of_drafts = params_.draft_temperature ? params_.draft_temperature[request_] : 0.0f;
     bool const is_drawn =
         params_.rule != VerifyRule::kTarget && temperature > 0.0f && of_drafts > 0.0f;
-    if (!is_drawn) {
-      return follow_target(token);
+    End end{};
+    double joint = 1.0;
+    int node = 0;
+    int depth = 0;
+#pragma unroll 1
+    for (; node >= 0; ++depth) {
+      if (threadIdx.x == 0) {
+        shared_.nodes.path[depth] = node;
+      }
+      if (params_.is_lazy) {
+        find_row(node);
+      }
+      Law const p = law(node);
+      if (!is_drawn) {
+        node = follow_target(p, node, depth, token);
+      } else if (params_.rule == VerifyRule::kBlock) {
+        node = accept_in_block(p, node, depth, joint, end);
+      } else {
+        node = accept_one_by_one(p, node, depth, end);
+      }
     }
-    End const end = params_.rule == VerifyRule::kBlock ? accept_block() : accept_one_by_one();
+    if (!is_drawn) {
+      return depth;
+    }
     token = choose_left(law(end.node), end.residual, end.depth + 1);
     return end.depth + 1;
   }
 
  private:
-  CUTLASS_DEVICE Law law(int node) const { return Law(params_, request_, first_row_ + node); }
+  CUTLASS_DEVICE Law law(int node) const { return Law(params_, request_, first_row_, node); }
 
-  CUTLASS_DEVICE void add_to_path(int depth, int node) {
-    if (threadIdx.x == 0) {
-      shared_.nodes.path[depth] = node;
+  // Reads a node's row, which nobody has done before.
+  CUTLASS_DEVICE void find_row(int node) {
+    using Element = typename Config::Element;
+    int64_t const row = first_row_ + node;
+    RowSoftmax const softmax(params_, request_, row);
+    TileFindings const findings(params_, request_, node, row);
+    if (has_wide_rows<Element>(params_.logits, params_.vocab_size)) {
+      find_tiles<LogitsConfig<Element, true>>(params_, row, softmax, findings, shared_.tiles);
+    } else {
+      find_tiles<LogitsConfig<Element, false>>(params_, row, softmax, findings, shared_.tiles);
     }
   }
 
@@ -106,22 +134,14 @@ class Walk {
                            : law.argmax();
   }
 
-  CUTLASS_DEVICE int follow_target(int& token) {
-    int node = 0;
-    int depth = 0;
-#pragma unroll 1
-    while (true) {
-      add_to_path(depth++, node);
-      token = choose(law(node), depth);
-      int child = first_child(node);
-      while (child >= 0 && shared_.nodes.token[child] != token) {
-        child = next_child(child);
-      }
-      if (child < 0) {
-        return depth;
-      }
-      node = child;
+  // The child that the target chooses, or -1.
+  CUTLASS_DEVICE int follow_target(Law const& p, int node, int depth, int& token) {
+    token = choose(p, depth + 1);
+    int child = first_child(node);
+    while (child >= 0 && shared_.nodes.token[child] != token) {
+      child = next_child(child);
     }
+    return child;
   }
 
   // ---- Rejection --------------------------------------------------------------------------------
@@ -225,70 +245,55 @@ class Walk {
     LaneResidual residual;
   };
 
-  CUTLASS_DEVICE End accept_one_by_one() {
-    int node = 0;
-    int depth = 0;
-#pragma unroll 1
-    while (true) {
-      add_to_path(depth, node);
-      Law const p = law(node);
-      int child = first_child(node);
-      if (child < 0) {
-        return {node, depth, all_of(p)};
-      }
-      LaneResidual residual = residual_of(p, depth + 1, 1.0);
-#pragma unroll 1
-      for (; child >= 0; child = next_child(child)) {
-        int const owner = find_entry(residual, child);
-        if (owner >= 0) {
-          double const ratio = __shfl_sync(kAllLanes, residual.left / residual.q, owner);
-          if (accepts(fmin(ratio, 1.0), child)) {
-            break;
-          }
-          reject(residual, owner);
-        }
-      }
-      if (child < 0) {
-        return {node, depth, residual};
-      }
-      node = child;
-      ++depth;
+  // The first child that is accepted, or -1.
+  CUTLASS_DEVICE int accept_one_by_one(Law const& p, int node, int depth, End& end) const {
+    int child = first_child(node);
+    if (child < 0) {
+      end = {node, depth, all_of(p)};
+      return child;
     }
+    LaneResidual residual = residual_of(p, depth + 1, 1.0);
+#pragma unroll 1
+    for (; child >= 0; child = next_child(child)) {
+      int const owner = find_entry(residual, child);
+      if (owner >= 0) {
+        double const ratio = __shfl_sync(kAllLanes, residual.left / residual.q, owner);
+        if (accepts(fmin(ratio, 1.0), child)) {
+          break;
+        }
+        reject(residual, owner);
+      }
+    }
+    end = {node, depth, residual};
+    return child;
   }
 
   // With M_0 = 1 and M_i = min(1, M_{i-1} p_i / q_i) at the drafts, R_i the sum of the residual of
-  // M_i p: the longest i for which u_i < R_i / (R_i + 1 - M_i), or u_K < M_K.
-  CUTLASS_DEVICE End accept_block() {
-    End end{};
-    double joint = 1.0;
-    int depth = 0;
-#pragma unroll 1
-    for (int node = 0; node >= 0; ++depth) {
-      add_to_path(depth, node);
-      Law const p = law(node);
-      int child = first_child(node);
-      int owner = -1;
-      LaneResidual residual = all_of(p);
-      if (child >= 0) {
-        LaneResidual const of_drafts = residual_of(p, depth + 1, joint);
-        owner = find_entry(of_drafts, child);
-        residual = owner >= 0 ? of_drafts : residual;
-      }
-      double chance = joint;
-      double next_joint = 0.0;
-      if (owner >= 0) {
-        next_joint = fmin(__shfl_sync(kAllLanes, residual.left / residual.q, owner), 1.0);
-        double const total = subtract(residual);
-        double const norm = total + 1.0 - joint;
-        chance = norm > 0.0 ? total / norm : 1.0;
-      }
-      if (depth == 0 || accepts(chance, node)) {
-        end = {node, depth, residual};
-      }
-      joint = next_joint;
-      node = owner >= 0 ? child : -1;
+  // M_i p: the longest i for which u_i < R_i / (R_i + 1 - M_i), or u_K < M_K. `joint` is M of the
+  // node. Returns the next one whether or not this one is accepted; -1 if there is none.
+  CUTLASS_DEVICE int accept_in_block(Law const& p, int node, int depth, double& joint,
+                                     End& end) const {
+    int const child = first_child(node);
+    int owner = -1;
+    LaneResidual residual = all_of(p);
+    if (child >= 0) {
+      LaneResidual const of_drafts = residual_of(p, depth + 1, joint);
+      owner = find_entry(of_drafts, child);
+      residual = owner >= 0 ? of_drafts : residual;
     }
-    return end;
+    double chance = joint;
+    double next_joint = 0.0;
+    if (owner >= 0) {
+      next_joint = fmin(__shfl_sync(kAllLanes, residual.left / residual.q, owner), 1.0);
+      double const total = subtract(residual);
+      double const norm = total + 1.0 - joint;
+      chance = norm > 0.0 ? total / norm : 1.0;
+    }
+    if (depth == 0 || accepts(chance, node)) {
+      end = {node, depth, residual};
+    }
+    joint = next_joint;
+    return owner >= 0 ? child : -1;
   }
 
   VerifyParams const& params_;

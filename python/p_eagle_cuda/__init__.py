@@ -14,12 +14,14 @@ _HOME = {
     "Drafter": "drafter",
     "DrafterConfig": "config",
     "DraftLengthPolicy": "draft_length",
+    "DraftTree": "draft_tree",
     "PEagleProposer": "vllm_plugin.proposer",  # needs vLLM
     "SpeculativeEngine": "engine",
 }
 
 __all__ = [
     "DraftLengthPolicy",
+    "DraftTree",
     "Drafter",
     "DrafterConfig",
     "PEagleProposer",

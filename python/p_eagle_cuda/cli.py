@@ -20,9 +20,17 @@ import p_eagle_cuda
 from p_eagle_cuda import ops
 from p_eagle_cuda.arguments import OneLineParser
 from p_eagle_cuda.bundled import bundled_drafter, bundled_target
+from p_eagle_cuda.draft_tree import TREE_KINDS
 from p_eagle_cuda.errors import PEagleError, PromptError
 from p_eagle_cuda.evaluation.command import add_command
-from p_eagle_cuda.generation import Generator, Report
+from p_eagle_cuda.generation import (
+    DEFAULT_NODES,
+    Generator,
+    Report,
+    check_k,
+    check_tree,
+    num_runs,
+)
 from p_eagle_cuda.precision import KV_DTYPES, WEIGHT_PRECISIONS
 from p_eagle_cuda.text import TextStream, read_prompts
 
@@ -73,6 +81,20 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="draft fewer tokens where that pays, by batch size and recent acceptance",
     )
+    generate.add_argument(
+        "--tree",
+        choices=TREE_KINDS,
+        default="chain",
+        help="what is drafted: a tree is compared with the chain; static is the best shape for the "
+        "chain's drafts, dynamic the likeliest nodes",
+    )
+    generate.add_argument(
+        "--nodes",
+        type=int,
+        metavar="N",
+        help="most nodes verified in a step, the last known token included: 2 to 64, of a chain "
+        f"to K + 1 (if not given: {DEFAULT_NODES}, of a chain K + 1)",
+    )
     generate.add_argument("--max-tokens", type=int, default=200, help="most new tokens per prompt")
     generate.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
     generate.add_argument("--seed", type=int, default=0, help="of the random numbers")
@@ -104,6 +126,8 @@ def _generate(options: argparse.Namespace) -> int:
         raise PromptError(
             f"--temperature must be a finite number, 0 or above, got {options.temperature}"
         )
+    check_k(options.k)
+    check_tree(options.tree, options.nodes, options.k, options.dynamic_k)
     if (options.target is None) != (options.drafter is None):
         raise PromptError("--target and --drafter go together: a drafter is trained for one target")
     generator = Generator(
@@ -123,11 +147,14 @@ def _generate(options: argparse.Namespace) -> int:
         "seed": options.seed,
         "batch_size": options.batch_size,
         "dynamic_k": options.dynamic_k,
+        "tree": options.tree,
+        "num_nodes": options.nodes,
     }
     if options.prompts is None and not options.json:
         report = _run_streaming(generator, texts[0], prompts, options.max_tokens, sampling)
     else:
-        with tqdm(total=2 * len(prompts), unit="prompt", disable=len(prompts) == 1) as bar:
+        total = num_runs(options.tree) * len(prompts)
+        with tqdm(total=total, unit="prompt", disable=len(prompts) == 1) as bar:
 
             def advance(_: int) -> None:
                 bar.update()
@@ -182,6 +209,17 @@ def _print_report(report: Report, k: int, temperature: float) -> None:
         positions = " ".join(f"{share:.2f}" for share in overall.per_position)
         print(f"acceptance length  {overall.length:.2f} tokens per step at K = {k}{looping}")
         print(f"per position       {positions}")
+        of = {"static": "static tree, shaped by the chain's run", "dynamic": "dynamic tree"}
+        print(f"nodes per step     {report.nodes_per_step:.1f} ({of.get(report.tree, 'chain')})")
+    if report.break_even is not None:
+        print(
+            f"the chain's        {report.chain_acceptance_length:.2f} tokens per step with "
+            f"{k + 1} nodes"
+        )
+        print(
+            f"break-even         {report.break_even:.2f} times the cost of verifying the chain; "
+            "dearer, and the tree is slower"
+        )
     print(f"target steps       {report.target_steps} for {tokens} tokens")
     print(
         f"tokens per second  {report.tokens_per_s:.1f} with speculation, "

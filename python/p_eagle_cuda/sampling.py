@@ -2,10 +2,11 @@
 
 Verification is `ops.verify` with the rule "target": each position has one random number, keyed by
 (seed, request, position), and the target's choice there is the inverse of its distribution at that
-number (its argmax at temperature 0). A draft is accepted when it is that choice. The emitted text
-is thus the very text that the target alone would emit with the same seed: not only its distribution
-but every token is unchanged, at any temperature. A greedy draft x is accepted with probability
-p(x), as in rejection sampling with a one-hot draft.
+number (its argmax at temperature 0). A draft is accepted when it is that choice; of siblings,
+whichever is, so that it does not matter how a tree was chosen. The emitted text is thus the very
+text that the target alone would emit with the same seed: not only its distribution but every token
+is unchanged, at any temperature. A greedy draft x is accepted with probability p(x), as in
+rejection sampling with a one-hot draft.
 """
 
 from __future__ import annotations

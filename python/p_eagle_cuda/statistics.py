@@ -17,13 +17,17 @@ class Step:
     Attributes:
         offset: Tokens that the request had generated before.
         num_drafts: Drafts verified; 0 in the pass that ends the prompt and in plain decoding.
-        num_accepted: Leading drafts that were accepted. The pass emits one token more, unless the
-            request ends before; acceptance counts what was verified, as vLLM's metrics do.
+        num_accepted: Drafts that were accepted, one after the other. The pass emits one token more,
+            unless the request ends before; acceptance counts what was verified, as vLLM's metrics
+            do.
+        ranks: Where each of these tokens, the last included, stood among the drafter's entries of
+            its depth, best first from 0 on; -1: not among them. As far as the drafter drafted.
     """
 
     offset: int
     num_drafts: int
     num_accepted: int
+    ranks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,38 @@ def acceptance(steps: Iterable[Step], num_speculative_tokens: int) -> Acceptance
         ],
         steps=n,
     )
+
+
+def nodes_per_step(steps: Iterable[Step]) -> float | None:
+    """Mean rows of a verification step: its drafts and the token before them; None without any."""
+    nodes = [step.num_drafts + 1 for step in steps if step.num_drafts]
+    return sum(nodes) / len(nodes) if nodes else None
+
+
+def rank_accuracies(
+    steps: Iterable[Step], num_speculative_tokens: int, top_k: int
+) -> list[list[float]]:
+    """How often the target's token was each of the drafter's entries, for `tree.best_paths`.
+
+    Args:
+        steps: Of chains or trees. Those count for a depth in which all tokens before were the
+            drafter's best.
+        num_speculative_tokens: K.
+        top_k: Entries of a depth.
+
+    Returns:
+        A row for each of K depths, a share for each rank; zeros for a depth that was never reached.
+    """
+    counts = [[0] * top_k for _ in range(num_speculative_tokens)]
+    reached = [0] * num_speculative_tokens
+    for step in steps:
+        for depth, rank in enumerate(step.ranks):
+            reached[depth] += 1
+            if rank >= 0:
+                counts[depth][rank] += 1
+            if rank != 0:
+                break
+    return [[c / max(n, 1) for c in row] for row, n in zip(counts, reached, strict=True)]
 
 
 def before_loop(token_ids: Sequence[int], steps: Sequence[Step]) -> list[Step]:

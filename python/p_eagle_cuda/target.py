@@ -115,7 +115,13 @@ class TargetConfig:
 
 
 class TargetRows(NamedTuple):
-    """The rows of one target pass; rows of a request are adjacent, in position order."""
+    """The rows of one target pass; those of a request are adjacent.
+
+    Requests come in two kinds. Rows of the first `num_causal` follow each other, in the order of
+    their positions. The others have the nodes of a draft tree, at most 64, parents first: node j
+    has its position by its depth, its key in the cache j places after the root's, and sees what is
+    before the root and the nodes in its mask.
+    """
 
     token_ids: Tensor  # [T] int64
     positions: Tensor  # [T] int64, absolute
@@ -123,6 +129,8 @@ class TargetRows(NamedTuple):
     row_start: Tensor  # [B + 1] int32
     seq_lens: Tensor  # [B] int32, keys in the cache once these rows have stored theirs
     block_table: Tensor  # [B, max_blocks] int32
+    tree_mask: Tensor | None = None  # [T] int64, bit j: node j of the request; None: no trees
+    num_causal: int = 0  # how many of the requests have no tree, where others have
 
 
 class TargetOutput(NamedTuple):
@@ -237,10 +245,7 @@ class Target:
             )  # fmt: skip
             reference.write_cache(k, rows.slots, cache.k, cache.k_scale)
             reference.write_cache(v, rows.slots, cache.v, cache.v_scale)
-            attended = reference.paged_attention(
-                q, cache.k, cache.v, cache.k_scale, cache.v_scale, rows.block_table,
-                rows.row_start, rows.seq_lens, rows.positions, c.head_dim**-0.5,
-            )  # fmt: skip
+            attended = self._attention(q, cache, rows)
             x = reference.linear_residual(attended, layer.o, layer.o_bias, x)
             activated = reference.norm_swiglu(x, layer.post_norm, layer.gate_up, eps)
             x = reference.linear_residual(activated, layer.down, None, x)
@@ -249,6 +254,21 @@ class Target:
         final = reference.rms_norm(x[sample_rows], self.norm, eps)
         logits = reference.widen(linear(final, self.lm_head))
         return TargetOutput(logits, [taps[i] for i in self.tap_layer_ids])
+
+    def _attention(self, q: Tensor, cache: LayerCache, rows: TargetRows) -> Tensor:
+        """Of both kinds of requests; each kind leaves zeros in the rows of the other."""
+        B = rows.seq_lens.numel()
+        n = B if rows.tree_mask is None else rows.num_causal
+        attended = [
+            reference.paged_attention(
+                q, cache.k, cache.v, cache.k_scale, cache.v_scale, rows.block_table[first:end],
+                rows.row_start[first : end + 1], rows.seq_lens[first:end], rows.positions,
+                self.config.head_dim**-0.5, tree_mask,
+            )
+            for first, end, tree_mask in ((0, n, None), (n, B, rows.tree_mask))
+            if first < end
+        ]  # fmt: skip
+        return attended[0] if len(attended) == 1 else attended[0] + attended[1]
 
 
 def _eos_token_ids(fields: ConfigFields) -> tuple[int, ...]:

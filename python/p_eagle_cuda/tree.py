@@ -142,7 +142,9 @@ def compact_cache(
             if row != first + depth and is_in_cache:
                 moves.append((source, target))
             last = row
-    sources, targets = torch.tensor(moves, dtype=torch.int64).view(-1, 2).unbind(1)
+    if not moves:
+        return
+    sources, targets = torch.tensor(moves, dtype=torch.int64).unbind(1)
     for cache in caches:
         raw = cache.view(torch.uint8) if cache.dtype.itemsize == 1 else cache
         moved = raw[sources // block_size, :, sources % block_size].clone()

@@ -105,25 +105,37 @@ def logit_floors(
     R, V = logits.shape
     wide = torch.promote_types(logits.dtype, torch.float32)
     floors = torch.full((R,), float("-inf"), dtype=wide, device=logits.device)
-    starts = row_start.tolist()
+    starts, decided = row_start.tolist(), set()
     for b, t in enumerate(temperature.double().tolist()):
-        if not t > 0:
-            continue
+        k = 0 if top_k is None else int(top_k[b])
+        p = 1.0 if top_p is None else float(top_p[b])
+        m = 0.0 if min_p is None else float(min_p[b])
         for row in range(max(starts[b], 0), min(starts[b + 1], R)):
-            ordered = without_nan(logits[row]).to(wide).sort(descending=True).values
-            if not bool(ordered[0].isfinite()):
+            if row in decided:  # by a lower request, which is not to be
                 continue
-            k = V if top_k is None or int(top_k[b]) < 1 else min(int(top_k[b]), V)
-            floor = ordered[k - 1]
-            if top_p is not None and float(top_p[b]) < 1:
-                mass = ((ordered - ordered[0]).double() / t).exp().masked_fill(ordered < floor, 0)
-                is_before_goal = mass.cumsum(dim=0) - mass < top_p[b].double() * mass.sum()
-                floor = ordered[max(int((is_before_goal & (mass > 0)).sum()), 1) - 1]
-            if min_p is not None and float(min_p[b]) > 0:
-                share = min_p[b].double().clamp(max=1)
-                floor = floor.maximum((ordered[0].double() + t * share.log()).to(wide))
-            floors[row] = floor
+            decided.add(row)
+            if t > 0:
+                ordered = without_nan(logits[row]).to(wide).sort(descending=True).values
+                floors[row] = _floor_of(ordered, t, k if 0 < k < V else 0, p, m)
     return floors
+
+
+def _floor_of(ordered: Tensor, t: float, k: int, p: float, m: float) -> Tensor:
+    """Of logits in descending order. k, p and m that ask for nothing: 0, 1, 0, and NaN."""
+    nothing, largest = ordered.new_tensor(float("-inf")), ordered[0]
+    if not bool(largest.isfinite()):
+        return nothing
+    floor = ordered[k - 1] if k > 0 else nothing
+    if p < 1:
+        mass = ((ordered - largest).double() / t).exp()
+        mass = mass.masked_fill((ordered < floor) | ordered.isinf(), 0)
+        is_before_goal = mass.cumsum(dim=0) - mass < p * mass.sum()
+        floor = ordered[max(int((is_before_goal & (mass > 0)).sum()), 1) - 1]
+    if m > 0:
+        # Not a number where T is infinite and m is 1: then all probabilities are the largest.
+        of_min_p = largest.double() + t * torch.tensor(min(m, 1.0), dtype=torch.float64).log()
+        floor = floor.fmax(of_min_p.to(ordered))
+    return floor
 
 
 def without_nan(logits: Tensor) -> Tensor:
@@ -147,7 +159,7 @@ def target_law(logits: Tensor, temperature: float, floor: float | None) -> Tenso
         law = torch.zeros_like(wide)
         law[best] = 1
         return law
-    scaled = (wide - largest) / temperature
+    scaled = ((wide - largest) / temperature).masked_fill(wide.isinf(), float("-inf"))
     if floor is not None:
         scaled = scaled.masked_fill(wide < floor, float("-inf"))
     return scaled.softmax(dim=0)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sim import (
     attention_kernels,
+    filter_samples,
     head_sample,
     linear_sample,
     project_kernels,
@@ -160,4 +161,5 @@ SAMPLES: dict[str, Sample] = {
     **rows_sample.SAMPLES,
     **head_sample.SAMPLES,
     **tree_samples.SAMPLES,
+    **filter_samples.SAMPLES,
 }

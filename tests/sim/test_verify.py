@@ -66,6 +66,7 @@ def batch(
         "draft_logits": draft_logits if rule != "target" else None,
         "draft_temperature": draft_t if rule != "target" else None,
         "rule": RULES.index(rule),
+        "lazy": False,
         "tokens": torch.full((B, N), 777, **wide),
         "path": torch.full((B, N), 777, dtype=torch.int32),
         **{name: torch.full((B,), 777, dtype=torch.int32) for name in OUTPUTS[NAME][2:5]},
@@ -244,6 +245,75 @@ def test_a_request_is_the_same_alone_and_in_a_batch(rule: Rule) -> None:
     torch_ops.call(NAME, alone, RACE)
     for name in ("tokens", "num_accepted", "num_rejected", "next_tokens"):
         assert torch.equal(alone[name][0], arguments[name][b]), name
+
+
+# ---- Walks that read a row when they come to it --------------------------------------------------
+
+
+def lazy(arguments: Arguments) -> Arguments:
+    B, N = arguments["candidates"].shape
+    space = workspace(B * N, arguments["logits"].shape[1])
+    return arguments | {"lazy": True, "workspace": space}
+
+
+@every_setting
+@every_rule
+@pytest.mark.parametrize("V", [96, 101, 4 * TILE + 900])
+def test_lazy_walks(rule: Rule, V: int, settings: Settings) -> None:
+    """The same results, of findings with the same bits, in one launch."""
+    options = {"B": 2, "V": V, "seed": 3, "agreement": 9.0 if V > TILE else 4.0}
+    eager, arguments = batch(rule, **options), lazy(batch(rule, **options))
+    (walk,) = run(arguments, settings)
+    assert walk.kernel == "verify_walk_kernel"
+    assert walk.overlaps_previous
+    run(eager)
+    rows, tiles = len(eager["logits"]), -(-V // TILE)
+    for size, dtype, start in ((8, torch.int64, 0), (4, torch.int32, rows * tiles * 8)):
+        stop = start + rows * tiles * size
+        found, expected = (
+            x["workspace"][start:stop].view(dtype).view(rows, tiles)[x["path"][x["path"] >= 0]]
+            for x in (arguments, eager)
+        )
+        assert torch.equal(found, expected)
+
+
+@every_rule
+def test_lazy_walks_read_no_row_that_they_do_not_come_to(rule: Rule) -> None:
+    """Block verification comes to all rows of a chain that can have been drawn."""
+    V = 2 * TILE
+    arguments = lazy(batch(rule, B=6, V=V, seed=3, agreement=9.0))
+    (walk,) = run(arguments)
+    assert 0 < int(arguments["num_accepted"].sum()) < 6 * 4
+    visited = 6 * 5 if rule == "block" else int((arguments["path"] >= 0).sum())
+    assert visited < len(arguments["logits"]) or rule == "block"
+    traffic = walk.traffic["logits"].read
+    assert traffic.unique_sectors * 32 == visited * V * 2
+    tokens = int((arguments["tokens"] >= 0).sum())
+    drawn = tokens if rule == "target" else 6
+    entries = 32 * 4 * 8  # as in test_each_row_is_read_once
+    assert traffic.bytes <= visited * V * 2 + drawn * TILE * 2 + entries * 8 * (tokens + visited)
+
+
+def test_lazy_greedy() -> None:
+    arguments = lazy(batch("target", seed=5, agreement=2.0))
+    for name in ("temperature", "keys", "root_positions"):
+        arguments[name] = None
+    run(arguments)
+    assert int(arguments["num_accepted"].max()) >= 1
+
+
+@every_setting
+@every_rule
+def test_lazy_walks_of_odd_requests(rule: Rule, settings: Settings) -> None:
+    arguments = lazy(batch(rule, seed=6))
+    N, R = arguments["candidates"].shape[1], len(arguments["logits"])
+    arguments["row_start"] = torch.tensor([0, 0, 3, N + 5, R - 1, R, R], dtype=torch.int32)
+    run(arguments, settings)
+    arguments = lazy(batch(rule, seed=6))
+    arguments["row_start"] = torch.tensor(  # rows of several requests, which do not meet
+        [-3, 2, -(2**31), 2, 2**31 - 1, 3, 7], dtype=torch.int32
+    )
+    run(arguments, settings)
 
 
 # ---- What no caller should give ------------------------------------------------------------------

@@ -74,7 +74,7 @@ def build_tree(run: Run) -> None:
 
 
 def verify(run: Run) -> None:
-    """Every rule, the second and third with what the one before has made; chains and a tree."""
+    """Every rule, each with what the one before has made; chains and a tree; then a lazy walk."""
     g = torch.Generator().manual_seed(1)
     N, depths = len(SHAPE.parents), torch.tensor([0, 1, 1, 2, 2, 2, 1, 3])
     draft_logits = torch.randn(B * K, ENTRIES, generator=g)
@@ -111,10 +111,11 @@ def verify(run: Run) -> None:
     chain = torch.cat([next_tokens[:, None], draft_ids.view(B, K, ENTRIES)[:, :, 0]], dim=1)
     of_tree = {name: run.given(name, x) for name, x in links.items()}
     made = run.given("root_positions", positions)
-    for label, rule, candidates, is_tree in (
-        ("", "target", tree.candidates, True),
-        (" of the second launch", "rejection", tree.candidates, True),
-        (" of the third launch", "block", chain, False),
+    for label, rule, candidates, is_tree, is_lazy in (
+        ("", "target", tree.candidates, True, False),
+        (" of the second launch", "rejection", tree.candidates, True, False),
+        (" of the third launch", "block", chain, False, False),
+        (" of the fourth launch", "rejection", tree.candidates, True, True),
     ):
         result = reference_verify(
             logits, row_start, candidates.contiguous(), next_tokens, t, keys, positions,
@@ -127,7 +128,7 @@ def verify(run: Run) -> None:
         params = params_type("VerifyParams")(
             **constants, **(of_tree if is_tree else {}), **outputs, root_positions=made,
             candidates=run.given(f"candidates{label}", candidates.contiguous()),
-            rule=RULES.index(rule), num_rows=B * N, vocab_size=V, num_requests=B,
+            rule=RULES.index(rule), is_lazy=is_lazy, num_rows=B * N, vocab_size=V, num_requests=B,
             max_nodes=candidates.shape[1], num_depths=K, top_k=ENTRIES,
         )  # fmt: skip
         run.launch("launch_verify_from_c", ctypes.byref(params))
@@ -191,7 +192,15 @@ SAMPLES = {
             *_COMMON,
             *(
                 f"verification/{file}"
-                for file in ("layout.h", "logits.cuh", "choice.cuh", "walk.cuh", "kernel.cuh")
+                for file in (
+                    "layout.h",
+                    "rows.cuh",
+                    "logits.cuh",
+                    "tiles.cuh",
+                    "choice.cuh",
+                    "walk.cuh",
+                    "kernel.cuh",
+                )
             ),
         ],
     ),

@@ -152,12 +152,25 @@ def test_fp8_weights_small_fp8_cache_and_seeds(runner: str, plain: Served, serve
     assert acceptance_length(ours) > 1.5, ours.counters
 
 
+def test_drafts_that_are_drawn(plain: Served, serve: Serve) -> None:
+    """Greedy requests keep their text, and seeds theirs. On the V1 runner only."""
+    sampled = [
+        [
+            request(0, 9, 16),
+            *(request(i, 20 + i, 12, sampling={"temperature": 0.8, "seed": i}) for i in (1, 2)),
+        ]
+    ] * 2
+    speculative = {**SPECULATIVE, "draft_sample_method": "probabilistic"}
+    ours = serve(sampled, speculative=speculative, **ENGINE)
+    assert_ours_on(ours, "V1")
+    assert ours.outputs[0] == ours.outputs[1], "the same seeds gave another text"
+    assert ours.outputs[0][0] == plain.outputs[0][0]
+    assert ours.counters["num_accepted_tokens"] > ours.counters["num_drafts"] / 4
+
+
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "an option that there is not": (
         {}, {"additional_config": {"p_eagle_cuda": {"wieghts": "fp8"}}}, "got 'wieghts'"
-    ),
-    "probabilistic drafts": (
-        {"draft_sample_method": "probabilistic"}, {}, 'draft_sample_method is "probabilistic"'
     ),
 }  # fmt: skip
 

@@ -35,12 +35,13 @@ from p_eagle_cuda.ops.inputs import embed_norm_concat, prepare_inputs, project_t
 from p_eagle_cuda.ops.layers import linear_residual, norm_swiglu, qkv_rope_cache
 from p_eagle_cuda.ops.rows import gate_rows, gather_taps, norm_rows, rope_cache
 from p_eagle_cuda.ops.tree import build_tree, compact_cache
-from p_eagle_cuda.ops.verification import Sampling, logit_floors, verify
+from p_eagle_cuda.ops.verification import Sampling, apply_penalties, logit_floors, verify
 
 __all__ = [
     "AttentionBuffers",
     "Sampling",
     "allocate_attention",
+    "apply_penalties",
     "build_tree",
     "compact_cache",
     "embed_norm_concat",

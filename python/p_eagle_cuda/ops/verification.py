@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from p_eagle_cuda import penalties as reference_penalties
 from p_eagle_cuda import verification
 from p_eagle_cuda._registry import (
     CPU_DTYPES,
@@ -20,6 +21,7 @@ from p_eagle_cuda._registry import (
     wide_dtype,
 )
 from p_eagle_cuda.ops.head import MAX_TOP_K
+from p_eagle_cuda.penalties import Occurrences, Penalties
 from p_eagle_cuda.tree import MAX_NODES, Tree
 from p_eagle_cuda.verification import RULES, Drafts, Rule, Verified
 
@@ -52,6 +54,7 @@ def _verify(
     draft_logits: Tensor | None,
     draft_temperature: Tensor | None,
     rule: int,
+    lazy: bool,
     tokens: Tensor,
     path: Tensor,
     num_accepted: Tensor,
@@ -139,8 +142,9 @@ define(
     "verify(Tensor logits, Tensor row_start, Tensor candidates, Tensor? next_token, "
     "Tensor? next_sibling, Tensor? temperature, Tensor? keys, Tensor? root_positions, "
     "Tensor? floors, Tensor? draft_ids, Tensor? draft_logits, Tensor? draft_temperature, int rule, "
-    "Tensor(a!) tokens, Tensor(b!) path, Tensor(c!) num_accepted, Tensor(d!) num_rejected, "
-    "Tensor(e!) last_row, Tensor(f!) next_tokens, Tensor(g!) workspace) -> ()",
+    "bool lazy, Tensor(a!) tokens, Tensor(b!) path, Tensor(c!) num_accepted, "
+    "Tensor(d!) num_rejected, Tensor(e!) last_row, Tensor(f!) next_tokens, "
+    "Tensor(g!) workspace) -> ()",
     _verify,
 )
 
@@ -165,6 +169,7 @@ def verify(
     out: Verified | None = None,
     *,
     floors: Tensor | None = None,
+    lazy: bool = False,
     workspace: Tensor | None = None,
 ) -> Verified:
     """Accept the drafts that the target's law allows, and choose the token after them.
@@ -181,7 +186,7 @@ def verify(
 
     Args:
         logits: ``[R, V]`` of the target: bfloat16, float16 or float32 (on the CPU also float64).
-            Penalties are to be applied already.
+            Penalties are to be applied already, by `apply_penalties`.
         row_start: ``[B + 1]`` int32, the first row of each request, then the end of the last.
         candidates: ``[B, N]`` int64, tokens of the nodes, N at most 64: of a chain the root and the
             drafts in order. Rows of a request past N are not looked at.
@@ -196,7 +201,12 @@ def verify(
         out: Where to write, of the shapes below; `next_tokens` must be the argument. Allocated if
             None.
         floors: ``[R]`` from `logit_floors`: the smallest logit of a row that may be drawn.
-        workspace: Memory of this stream from `verify_workspace`; allocated if None.
+        lazy: Read a row of the logits when a walk comes to its node, and no other row. The results
+            are the same. As it is, all rows with a draft are read at once, which takes the least
+            time for few requests; a walk reads its rows one after another, with one thread block
+            for a request, and pays where requests are as many as the device has SMs, or nearly.
+        workspace: Memory of this stream from `verify_workspace`, of R rows, or of B * N if `lazy`;
+            allocated if None.
 
     Returns:
         `verification.Verified`. Its `num_rejected` and `next_tokens` are arguments of the next
@@ -222,11 +232,11 @@ def verify(
             new(B, N, dtype=torch.int64), new(B, N), new(B), new(B), new(B), next_tokens.clone()
         )
     if workspace is None:
-        workspace = verify_workspace(logits.device, *logits.shape)
+        workspace = verify_workspace(logits.device, B * N if lazy else len(logits), logits.shape[1])
     links = (None, None) if tree is None else (tree.next_token, tree.next_sibling)
     torch.ops.p_eagle.verify(
         logits, row_start, candidates, *links, *(sampling or (None,) * 3), floors,
-        *(drafts or (None,) * 3), RULES.index(rule), *out, workspace,
+        *(drafts or (None,) * 3), RULES.index(rule), lazy, *out, workspace,
     )  # fmt: skip
     return out
 
@@ -281,26 +291,117 @@ def logit_floors(
     All three keep the largest logits down to some value, and equal ones together:
     top-k those that fewer than k are larger than; top-p, of these, those that are preceded by less
     than the share p of their probability; min-p those with at least the share of the largest
-    probability. What is kept is never nothing. There is no CUDA kernel of it yet.
+    probability. What is kept is never nothing.
 
     Args:
-        logits: ``[R, V]`` as for `verify`.
-        row_start: ``[B + 1]`` int32, the rows of each request.
+        logits: ``[R, V]`` as for `verify`; V at most 262144 on CUDA.
+        row_start: ``[B + 1]`` int32, the rows of each request. A row of several is the first one's.
         temperature: ``[B]`` float32, which the probabilities are of.
-        top_k: ``[B]`` int32; below 1: all.
-        top_p: ``[B]`` float32; 1 or more: all. 0 or less: the largest.
-        min_p: ``[B]`` float32; 0 or less: all. 1 or more: the largest.
+        top_k: ``[B]`` int32; below 1, or V and more: all.
+        top_p: ``[B]`` float32; 1 or more, or NaN: all. 0 or less: the largest.
+        min_p: ``[B]`` float32; 0 or less, or NaN: all. 1 or more: the largest.
         out: ``[R]``, written.
 
     Returns:
-        ``[R]`` float32 (float64 for float64 logits); -inf for rows of no request, rows whose
-        largest logit is infinite, and where the temperature is not above 0.
+        ``[R]`` float32 (float64 for float64 logits); -inf for rows of no request, rows of one
+        without filters, rows whose largest logit is infinite or which are all NaN or -inf, and
+        where the temperature is not above 0. A NaN logit counts as -inf.
 
     Numerics:
-        Top-k compares, and is exact. Top-p sums exponentials: where the share is hit up to
-        rounding, implementations may differ by a logit.
+        Top-k compares, and is exact. Top-p sums exponentials: the kernel's are integers of 37 bits,
+        so a floor depends on no order and no batch, and a share is exact to 2e-6; only where it is
+        hit that closely do implementations differ. The floor of min-p is rounded once.
+
+        The kernel reads rows without filters not at all, others once for each byte that tells
+        logits apart (bfloat16 2, float16 3, float32 4) for top-k, as often for top-p, and once
+        more where there is no top-k.
     """
     if out is None:
         out = torch.empty(len(logits), dtype=wide_dtype(logits.dtype), device=logits.device)
     torch.ops.p_eagle.logit_floors(logits, row_start, temperature, top_k, top_p, min_p, out)
     return out
+
+
+def _apply_penalties(
+    logits: Tensor,
+    row_start: Tensor,
+    candidates: Tensor,
+    parents: Tensor | None,
+    token_ids: Tensor,
+    token_counts: Tensor,
+    repetition: Tensor,
+    frequency: Tensor,
+    presence: Tensor,
+) -> CpuBody:
+    op = "apply_penalties"
+    _check_logits(op, logits)
+    check_matrix(op, "candidates", candidates)
+    B, N = candidates.shape
+    check(1 <= N <= MAX_NODES, f"{op}: `candidates` must have 1 to {MAX_NODES} columns, got {N}")
+    check_tensor(op, "row_start", row_start, torch.int32, B + 1)
+    check_tensor(op, "candidates", candidates, torch.int64, B, N)
+    if parents is not None:
+        check_tensor(op, "parents", parents, torch.int32, B, N)
+    check_matrix(op, "token_ids", token_ids)
+    M = token_ids.shape[1]
+    check_tensor(op, "token_ids", token_ids, torch.int64, B, M)
+    check_tensor(op, "token_counts", token_counts, torch.int32, B, M)
+    penalties = Penalties(repetition, frequency, presence)
+    for name, penalty in penalties._asdict().items():
+        check_tensor(op, name, penalty, torch.float32, B)
+
+    def on_cpu() -> None:
+        occurrences = Occurrences(token_ids, token_counts)
+        logits.copy_(
+            reference_penalties.apply_penalties(
+                logits, row_start, candidates, occurrences, penalties, parents
+            )
+        )
+
+    return on_cpu
+
+
+define(
+    "apply_penalties(Tensor(a!) logits, Tensor row_start, Tensor candidates, Tensor? parents, "
+    "Tensor token_ids, Tensor token_counts, Tensor repetition, Tensor frequency, "
+    "Tensor presence) -> ()",
+    _apply_penalties,
+)
+
+
+def apply_penalties(
+    logits: Tensor,
+    row_start: Tensor,
+    candidates: Tensor,
+    occurrences: Occurrences,
+    penalties: Penalties,
+    tree: Tree | None = None,
+) -> None:
+    """Penalise the tokens that have occurred, in place, before `logit_floors` and `verify`.
+
+    The penalties are those of `p_eagle_cuda.penalties`: vLLM's repetition, frequency and presence,
+    in this order. For the row of a node the output is what `occurrences` counts and the drafts on
+    the path to the node, itself included: what it would be if they had been emitted. The root is
+    not counted, because as a known token it is in the list already. So verification stays lossless
+    for the penalised target.
+
+    Args:
+        logits: ``[R, V]`` as for `verify`, written. Rows of no node are left as they are.
+        row_start: ``[B + 1]`` int32, as for `verify`.
+        candidates: ``[B, N]`` int64, as for `verify`.
+        occurrences: The tokens so far: `penalties.count_tokens` makes the lists,
+            `penalties.add_tokens` adds what `verify` has emitted. Tokens outside of the vocabulary
+            do not count, nor do counts below 0. A list's tokens must differ: one that is there
+            twice is penalised once or twice, with either count.
+        penalties: Of each request.
+        tree: Its `parents` are used; None: chains.
+
+    Numerics:
+        float32 (float64 for float64 logits), rounded after each operation and once more to the
+        logits' dtype. The same on every device, bit for bit. A kernel touches the tokens that have
+        occurred and no others, and for a request without penalties nothing.
+    """
+    torch.ops.p_eagle.apply_penalties(
+        logits, row_start, candidates, None if tree is None else tree.parents, *occurrences,
+        *penalties,
+    )  # fmt: skip

@@ -100,4 +100,4 @@ def _serves(vllm_config: Any) -> bool:  # noqa: ANN401
         options = PluginOptions.read(vllm_config.additional_config)
     except PEagleError:
         return False  # the V1 runner will say why
-    return options.enabled and refusal(vllm_config, current_platform.device_type) is None
+    return options.enabled and refusal(vllm_config, current_platform.device_type, "V2") is None

@@ -11,6 +11,7 @@ from vllm.v1.spec_decode.eagle import EagleProposer
 
 from p_eagle_cuda.errors import PEagleError
 from p_eagle_cuda.vllm_plugin.options import PluginOptions
+from p_eagle_cuda.vllm_plugin.sampling import sample_drafts
 from p_eagle_cuda.vllm_plugin.serving import ServedDrafter
 from p_eagle_cuda.vllm_plugin.support import is_p_eagle, refusal
 
@@ -32,6 +33,8 @@ class PEagleProposer(EagleProposer):  # type: ignore[misc]  # vLLM has no types 
         """As vLLM constructs it, before there is a model."""
         super().__init__(vllm_config, device, runner)
         self._served: ServedDrafter | None = None
+        method = getattr(vllm_config.speculative_config, "draft_sample_method", None)
+        self._is_probabilistic = method == "probabilistic"
 
     def load_model(self, target_model: Any) -> None:  # noqa: ANN401
         """Load vLLM's module, and work with its weights if that is possible."""
@@ -41,7 +44,9 @@ class PEagleProposer(EagleProposer):  # type: ignore[misc]  # vLLM has no types 
         try:
             options = PluginOptions.read(self.vllm_config.additional_config)
             reason = (
-                refusal(self.vllm_config, self.device.type) if options.enabled else "switched off"
+                refusal(self.vllm_config, self.device.type, "V1")
+                if options.enabled
+                else "switched off"
             )
             if reason is None:
                 self._served = ServedDrafter(
@@ -84,8 +89,8 @@ class PEagleProposer(EagleProposer):  # type: ignore[misc]  # vLLM has no types 
         if target_positions.ndim == 2:  # of a target with M-RoPE; text has three times the same
             target_positions = target_positions[0]
         metadata = common_attn_metadata
-        num_requests = metadata.num_reqs
-        return self._served.propose(
+        num_requests, k = metadata.num_reqs, num_speculative_tokens
+        found = self._served.propose(
             tokens=target_token_ids,
             positions=target_positions,
             taps=(target_hidden_states,),
@@ -93,8 +98,17 @@ class PEagleProposer(EagleProposer):  # type: ignore[misc]  # vLLM has no types 
             num_rejected=num_rejected_tokens_gpu,
             next_tokens=next_token_ids,
             block_table=metadata.block_table_tensor[:num_requests],
-            k=num_speculative_tokens,
+            k=max(k, 1),  # with 0 the rows are stored, and nothing is drafted
         )
+        if self._is_probabilistic and not sampling_metadata.all_greedy and k > 0:
+            sampled = sample_drafts(
+                found, sampling_metadata.temperature[:num_requests], sampling_metadata.generators,
+                self.vllm_config.model_config.get_vocab_size(),
+            )  # fmt: skip
+            self._last_draft_probs = sampled.probabilities
+            return sampled.token_ids
+        # A copy, because the engine reads it while the next pass may run.
+        return found.token_ids[:, :k].clamp(min=0)
 
     @torch.inference_mode()
     def dummy_run(

@@ -11,10 +11,12 @@ from torch import Tensor
 from p_eagle_cuda.buffers import DeviceSize, PassInputs, PassLimits, batch_sizes_up_to, plan_buffers
 from p_eagle_cuda.config import DrafterConfig
 from p_eagle_cuda.drafter import Drafter
+from p_eagle_cuda.drafter_pass import Drafts
 from p_eagle_cuda.errors import ConfigError
 from p_eagle_cuda.fields import ConfigFields
 from p_eagle_cuda.vllm_plugin.caches import adopt_caches
 from p_eagle_cuda.vllm_plugin.options import PluginOptions
+from p_eagle_cuda.vllm_plugin.sampling import CANDIDATES
 from p_eagle_cuda.vllm_plugin.weights import adopt_weights, release_replaced
 from p_eagle_cuda.weights import DrafterWeights
 
@@ -65,6 +67,8 @@ class ServedDrafter:
             "max_requests": scheduler.max_num_seqs,
             "max_target_rows": min(options.max_target_rows, scheduler.max_num_batched_tokens),
         }
+        sampling = getattr(speculative, "draft_sample_method", None)
+        self._top_k = CANDIDATES if sampling == "probabilistic" else 1
         self._joins_taps = joins_taps and self._weights.fc_norms is None
         self._drafter: Drafter | None = None
         self._held: Tensor | None = torch.empty(
@@ -100,7 +104,8 @@ class ServedDrafter:
         caches = adopt_caches(module, self._config, self._weights.dtype)
         is_cuda = self._device.type == "cuda"
         self._drafter = Drafter(
-            self._config, self._weights, caches, **self._sizes, joined_taps=self._joins_taps,
+            self._config, self._weights, caches, **self._sizes, top_k=self._top_k,
+            joined_taps=self._joins_taps,
             linear=self._options.linear, cuda_graphs=not self._is_eager,
             graph_pool=current_platform.get_global_graph_pool() if is_cuda else None,
             debug=self._options.debug,
@@ -122,7 +127,7 @@ class ServedDrafter:
         next_tokens: Tensor,
         block_table: Tensor,
         k: int,
-    ) -> Tensor:
+    ) -> Drafts:
         """Draft, from vLLM's tensors.
 
         Args:
@@ -133,10 +138,10 @@ class ServedDrafter:
             num_rejected: ``[B]`` int32; None when nothing was verified.
             next_tokens: ``[B]`` int32.
             block_table: ``[B, blocks]`` int32.
-            k: Tokens to draft; with 0 the rows are stored, and nothing is drafted.
+            k: Tokens to draft, at least 1.
 
         Returns:
-            ``[B, k]`` int64, memory of the caller's own. What is not drafted is token 0.
+            The drafts, in memory that the next pass writes to.
         """
         assert self._drafter is not None
         drafter, B, T = self._drafter, len(next_tokens), len(tokens)
@@ -164,14 +169,13 @@ class ServedDrafter:
                 num_rejected=num_rejected, next_tokens=next_tokens.long(),
                 block_table=block_table.contiguous(),
             )  # fmt: skip
-        drafts = drafter.propose(*given, k=max(k, 1))
-        # A copy, because the engine reads it while the next pass may run.
-        return drafts.token_ids[:, :k].clamp(min=0)
+        return drafter.propose(*given, k=k)
 
     def _plan_bytes(self) -> int:
         """Of the buffers, for the smallest blocks."""
         limits = PassLimits(
-            **self._sizes, top_k=1, max_blocks=-(-len(self._weights.rope) // SMALLEST_BLOCK),
+            **self._sizes, top_k=self._top_k,
+            max_blocks=-(-len(self._weights.rope) // SMALLEST_BLOCK),
             batch_sizes=batch_sizes_up_to(self._sizes["max_requests"]),
             has_joined_taps=self._joins_taps,
         )  # fmt: skip

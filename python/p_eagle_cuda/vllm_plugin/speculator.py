@@ -99,9 +99,9 @@ class PEagleSpeculator(EagleSpeculator):  # type: ignore[misc]  # vLLM has no ty
                 num_sampled[:B] > 0, last_sampled.flatten()[requests], prefill[requests]
             ),
             block_table=self.block_tables.input_block_tables[group][:B],
-            k=k,
+            k=max(k, 1),  # with 0 the rows are stored, and nothing is drafted
         )
         if k == 0:
             return drafts.fill_(-1)
-        drafts[:, :k] = drafted
+        drafts[:, :k] = drafted.token_ids.clamp(min=0)
         return drafts

@@ -17,20 +17,21 @@ def is_p_eagle(vllm_config: Any) -> bool:  # noqa: ANN401 - vLLM's types change 
     return speculative.method == "eagle3" and bool(speculative.parallel_drafting)
 
 
-def refusal(vllm_config: Any, device_type: str) -> str | None:  # noqa: ANN401
+def refusal(vllm_config: Any, device_type: str, runner: str) -> str | None:  # noqa: ANN401
     """Why vLLM's own drafter has to serve; None if ours can.
 
     Args:
         vllm_config: vLLM's whole configuration, with speculative decoding.
         device_type: Of the workers, "cuda" or "cpu".
+        runner: The model runner, "V1" or "V2".
     """
     try:
-        return _find_refusal(vllm_config, device_type)
+        return _find_refusal(vllm_config, device_type, runner)
     except AttributeError as error:
         return f"this vLLM's configuration is not one that is known ({error})"
 
 
-def _find_refusal(vllm_config: Any, device_type: str) -> str | None:  # noqa: ANN401
+def _find_refusal(vllm_config: Any, device_type: str, runner: str) -> str | None:  # noqa: ANN401
     speculative, model = vllm_config.speculative_config, vllm_config.model_config
     draft = speculative.draft_model_config
     parallel = vllm_config.parallel_config
@@ -51,8 +52,8 @@ def _find_refusal(vllm_config: Any, device_type: str) -> str | None:  # noqa: AN
         "target and drafter have different vocabularies": (
             getattr(speculative, "use_heterogeneous_vocab", False)
         ),
-        'draft_sample_method is "probabilistic"': (
-            getattr(speculative, "draft_sample_method", None) == "probabilistic"
+        'draft_sample_method is "probabilistic", which works on the V1 runner': (
+            runner == "V2" and getattr(speculative, "draft_sample_method", None) == "probabilistic"
         ),
         "the drafter scales its logits": getattr(hf, "logit_scale", 1.0) != 1.0,
         "LoRA adapters are on": vllm_config.lora_config is not None,

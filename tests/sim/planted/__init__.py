@@ -3,6 +3,7 @@
 from sim.planted import (
     attention,
     copies,
+    filters,
     gemms,
     linear_layers,
     lm_head_topk,
@@ -25,6 +26,7 @@ BUGS: tuple[Bug, ...] = (
     *attention.BUGS,
     *rows.BUGS,
     *trees.BUGS,
+    *filters.BUGS,
 )
 
 __all__ = ["BUGS", "LAUNCH_ERROR", "WRONG_RESULT", "Bug"]

@@ -8,7 +8,8 @@ from sim.planted.bug import WRONG_RESULT, Bug
 
 _tree = partial(Bug, "build_tree")
 _compact = partial(Bug, "compact_cache")
-_tiles = partial(Bug, "verify", file="kernel.cuh")
+_kernels = partial(Bug, "verify", file="kernel.cuh")
+_tiles = partial(Bug, "verify", file="tiles.cuh")
 _choice = partial(Bug, "verify", file="choice.cuh")
 _walk = partial(Bug, "verify", file="walk.cuh")
 
@@ -149,13 +150,13 @@ BUGS = (
         "to < num_slots",
         finds="memory",
     ),
-    _tiles(
+    _kernels(
         "no wait for the previous kernel",
         "  wait_for_previous_kernel();\n  let_next_kernel_start();\n\n  int const request",
         "  let_next_kernel_start();\n\n  int const request",
         finds="pdl",
     ),
-    _tiles(
+    _kernels(
         "no wait for the tiles",
         "  wait_for_previous_kernel();\n  let_next_kernel_start();\n\n  VerifiedRows",
         "  let_next_kernel_start();\n\n  VerifiedRows",
@@ -163,13 +164,19 @@ BUGS = (
     ),
     _tiles(
         "warps' keys read before they are there",
-        "    shared.keys[warp] = best;\n  }\n  __syncthreads();\n",
-        "    shared.keys[warp] = best;\n  }\n",
+        "      shared.keys[warp] = best;\n    }\n    __syncthreads();\n",
+        "      shared.keys[warp] = best;\n    }\n",
+        finds="race",
+    ),
+    _kernels(
+        "a path read before it is there",
+        "  __syncthreads();  // the path\n",
         finds="race",
     ),
     _tiles(
-        "a path read before it is there",
-        "  __syncthreads();  // the path\n",
+        "a lazy walk reads what is found before it is there",
+        "    }\n  }\n  __syncthreads();\n}\n",
+        "    }\n  }\n}\n",
         finds="race",
     ),
     _choice(
@@ -198,7 +205,7 @@ BUGS = (
     ),
     _walk(
         "no residual between siblings",
-        "          reject(residual, owner);\n",
+        "        reject(residual, owner);\n",
         finds=WRONG_RESULT,
     ),
     _walk(
@@ -215,8 +222,8 @@ BUGS = (
     ),
     _walk(
         "block verification that takes the first rejection for the last word",
-        "      if (depth == 0 || accepts(chance, node)) {\n",
-        "      if (depth != 0 && !accepts(chance, node)) break;\n      {\n",
+        "    if (depth == 0 || accepts(chance, node)) {\n",
+        "    if (depth != 0 && !accepts(chance, node)) return -1;\n    {\n",
         finds=WRONG_RESULT,
     ),
 )
