@@ -6,7 +6,7 @@
 //   product [128, tokens]                float32 in registers of two warpgroups
 //
 // A third warpgroup brings the operands: one of its threads asks for weights, all of them copy and
-// norm rows (rows.cuh). Two mbarriers of each stage say that its operands are there, one that
+// norm rows (row_copier.cuh). Two mbarriers of each stage say that its operands are there, one that
 // they have been multiplied. Stream-K as in linear/kernel.cuh, where there is one tile of tokens.
 //
 // The epilogue is that of linear/, 32 tokens at a time, so its code does not grow with the tile.
@@ -21,8 +21,8 @@
 #include <cstdint>
 
 #include "common/launch.h"
-#include "hopper/rows.cuh"
-#include "hopper/weights.cuh"
+#include "hopper/row_copier.cuh"
+#include "hopper/weight_map.cuh"
 #include "hopper/wgmma.cuh"
 #include "linear/partition.h"
 #include "linear/product.cuh"
