@@ -358,9 +358,10 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     for folder in information["bundled"].values():
         assert (Path(folder) / "model.safetensors").is_file()
     (hopper,) = (
-        path for path in information["linear_layers"]
-        if path["architecture"] == "sm_90" and path["weight"] == "16-bit" and path["first_rows"] == 33
-    )  # fmt: skip
+        path
+        for path in information["linear_layers"]
+        if (path["architecture"], path["weight"], path["first_rows"]) == ("sm_90", "16-bit", 33)
+    )
     assert (hopper["by_table"], hopper["fused"], hopper["last_rows"]) == ("cuBLAS", "wgmma", None)
     assert main(["info"]) == 0
     text = capsys.readouterr().out
