@@ -21,7 +21,7 @@ BUGS = (
     _kernel(
         "a CTA without rows leaves while its weights are underway",
         "          CopyBarrier::wait(&shared_.has_weight[stage], 0);\n",
-        finds="async",
+        finds="mbarrier",
     ),
     _kernel(
         "weights multiplied before they have come",
