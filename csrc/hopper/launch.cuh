@@ -12,6 +12,10 @@ template <class Config, class Epilogue>
 cudaError_t launch_wide_with(typename Epilogue::Params const& params, cudaStream_t stream) {
   using Storage = WideStorage<Config, Epilogue>;
   static_assert(sizeof(Storage) <= Config::kTile.shared_bytes());
+  constexpr int kSharedBytesPerSm = 228 * 1024;
+  constexpr int kReservedBytes = 1024;  // of each CTA
+  static_assert(Config::kTile.kernels_per_sm * (sizeof(Storage) + kReservedBytes) <=
+                kSharedBytesPerSm);
   int num_sms = 0;
   if (cudaError_t const status = count_sms(num_sms); status != cudaSuccess) {
     return status;

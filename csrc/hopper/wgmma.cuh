@@ -1,6 +1,6 @@
-// The product of a warpgroup on Hopper's tensor cores, both operands in shared memory: 64 rows of the
-// weight by the rows of a batch, in blocks of 64 columns, which are 128 bytes and the width of the
-// swizzle.
+// The product of a warpgroup on Hopper's tensor cores, both operands in shared memory: 64 rows of
+// the weight by the rows of a batch, in blocks of 64 columns, which are 128 bytes and the width of
+// the swizzle.
 #pragma once
 
 #include <cutlass/numeric_types.h>
@@ -49,7 +49,7 @@ struct WgmmaOf<cutlass::half_t, 256> {
                                                             cute::SM90::GMMA::Major::K>;
 };
 
-// Of rows of 128 bytes as swizzled_vec() places them; the first row's number is a multiple of eight,
+// Of rows of 128 bytes as swizzled_vec() places them. The first one's number is a multiple of eight,
 // and the block is aligned to eight rows.
 CUTLASS_DEVICE uint64_t matrix_descriptor(Vec16 const* vecs) {
   constexpr uint64_t kSwizzle128B = uint64_t(1) << 62;

@@ -8,8 +8,9 @@
 
 namespace p_eagle {
 
-// Whether the kernels of csrc/hopper run a layer: on sm_90, which has them alone, with more rows than
-// fit a tile here, and a 16-bit weight whose rows make groups of 16. Every published drafter's do.
+// Whether the kernels of csrc/hopper run a layer: on sm_90, which has them alone, with more rows
+// than fit a tile here, and a 16-bit weight whose rows make groups of 16. Every published drafter's
+// do.
 inline cudaError_t find_wide_kernel(LinearInput const& input, LinearWeight const& weight,
                                     bool& has_one) {
   has_one = false;

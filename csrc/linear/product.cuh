@@ -32,8 +32,8 @@ struct Accumulator {
   }
 };
 
-// The parts of tiles in the workspace. Config has kTokens, kThreads, which hold a tile together, and
-// sync(), a barrier of those; they are the CTA's first. All calls are collective.
+// The parts of tiles in the workspace. Config has kTile, kTokens, kThreads, which hold a tile
+// together, and sync(), a barrier of those; they are the CTA's first. All calls are collective.
 template <class Config>
 class TileParts {
  public:
@@ -42,9 +42,8 @@ class TileParts {
   CUTLASS_DEVICE TileParts(LinearWorkspace const& workspace, LinearPartition const& partition)
       : base_(static_cast<char*>(workspace.data)), partition_(partition) {}
 
-  // Leaves the part of a tile that begins with a CTA's first unit or with the tile's, whichever is
-  // later, for whoever arrives last. Returns whether this CTA does. Octets of tokens from
-  // `num_octets` on do not exist.
+  // Leaves the CTA's part of a tile, which has the tile's first unit or only later ones, for whoever
+  // arrives last. Returns whether this CTA does. Octets of tokens from `num_octets` on do not exist.
   CUTLASS_DEVICE bool leave(int tile, bool begins_tile, Product const& acc, int num_octets,
                             bool& is_last) const {
     store(blockIdx.x, begins_tile, acc, num_octets);
@@ -58,7 +57,8 @@ class TileParts {
     return is_last;
   }
 
-  // The sum of what all CTAs have left of a tile, from an octet on, in the order of columns.
+  // The sum of what all CTAs have left of a tile, from an octet on, in the order of columns. Of
+  // octets that do not exist it is anything.
   template <int kTokens>
   CUTLASS_DEVICE Accumulator<kTokens> sum(int tile, int first_octet) const {
     Accumulator<kTokens> sum;
