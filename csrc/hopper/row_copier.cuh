@@ -1,6 +1,6 @@
 // The rows of a wide linear layer on their way to wgmma: copied to shared memory asynchronously, a
-// few blocks ahead, and normed where they lie by the threads that have copied them. So the norm costs
-// no pass over memory and no launch, and is rounded as in linear/rows.cuh.
+// few blocks ahead, and normed where they lie by the threads that have copied them. So the norm
+// costs no pass over memory and no launch, and is rounded as in linear/rows.cuh.
 #pragma once
 
 #include <cutlass/array.h>

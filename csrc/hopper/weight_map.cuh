@@ -1,5 +1,6 @@
-// The weight of a linear layer as TMA brings it: one copy for the 128 rows and 64 columns of a block
-// of a tile, each row where its partner in the epilogue wants it, rows outside of the weight as zeros.
+// The weight of a linear layer as TMA brings it: one copy for the 128 rows and 64 columns of a
+// block of a tile, each row where its partner in the epilogue wants it, rows outside of the weight
+// as zeros.
 #pragma once
 
 #include <cuda.h>

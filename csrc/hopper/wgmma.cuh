@@ -49,8 +49,8 @@ struct WgmmaOf<cutlass::half_t, 256> {
                                                             cute::SM90::GMMA::Major::K>;
 };
 
-// Of rows of 128 bytes as swizzled_vec() places them. The first one's number is a multiple of eight,
-// and the block is aligned to eight rows.
+// Of rows of 128 bytes as swizzled_vec() places them. The first one's number is a multiple of
+// eight, and the block is aligned to eight rows.
 CUTLASS_DEVICE uint64_t matrix_descriptor(Vec16 const* vecs) {
   constexpr uint64_t kSwizzle128B = uint64_t(1) << 62;
   constexpr uint64_t kEightRows = uint64_t(8 * 128 >> 4) << 32;

@@ -42,8 +42,9 @@ class TileParts {
   CUTLASS_DEVICE TileParts(LinearWorkspace const& workspace, LinearPartition const& partition)
       : base_(static_cast<char*>(workspace.data)), partition_(partition) {}
 
-  // Leaves the CTA's part of a tile, which has the tile's first unit or only later ones, for whoever
-  // arrives last. Returns whether this CTA does. Octets of tokens from `num_octets` on do not exist.
+  // Leaves the CTA's part of a tile, which has the tile's first unit or only later ones, for
+  // whoever arrives last. Returns whether this CTA does. Octets of tokens from `num_octets` on do
+  // not exist.
   CUTLASS_DEVICE bool leave(int tile, bool begins_tile, Product const& acc, int num_octets,
                             bool& is_last) const {
     store(blockIdx.x, begins_tile, acc, num_octets);
