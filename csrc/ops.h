@@ -186,6 +186,16 @@ cudaError_t launch_norm_swiglu(NormSwigluParams const& params, DType dtype, cuda
 cudaError_t launch_qkv_rope_cache(QkvRopeCacheParams const& params, DType dtype,
                                   cudaStream_t stream);
 
+// The same for more than 32 rows on sm_90a, which those above leave to these where they can.
+cudaError_t launch_wide_project_taps(ProjectTapsParams const& params, DType dtype,
+                                     cudaStream_t stream);
+cudaError_t launch_wide_linear_residual(LinearResidualParams const& params, DType dtype,
+                                        cudaStream_t stream);
+cudaError_t launch_wide_norm_swiglu(NormSwigluParams const& params, DType dtype,
+                                    cudaStream_t stream);
+cudaError_t launch_wide_qkv_rope_cache(QkvRopeCacheParams const& params, DType dtype,
+                                       cudaStream_t stream);
+
 // ---- The head ------------------------------------------------------------------------------------
 
 // The k best tokens and the log-sum-exp of the sampled rows: row n of the results is that of row

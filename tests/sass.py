@@ -14,7 +14,7 @@ from elf import Elf
 
 _FUNCTION = re.compile(r"^\.text\.(\S+):$")
 _INSTRUCTION = re.compile(
-    r"^\s+(?:/\*[0-9a-f]+\*/\s+)?(?:\{\s+)?(?:@!?\w+\s+)?([A-Z][A-Z0-9_.]+)[ ;]"
+    r"^\s+(?:/\*[0-9a-f]+\*/\s+)?(?:\{\s+)?(?:@!?\w+\s+)?([A-Z][A-Z0-9_.x]+)[ ;]"
 )
 
 
@@ -23,6 +23,7 @@ class Kernel:
     """A function of a CUDA binary."""
 
     name: str  # mangled
+    arch: int  # 90 for sm_90a
     opcodes: list[str] = field(default_factory=list)  # with their modifiers, such as LDG.E.128
 
     def count(self, pattern: str) -> int:
@@ -54,7 +55,7 @@ def kernels(cubin: Elf, nvdisasm: str, folder: Path) -> list[Kernel]:
     found: list[Kernel] = []
     for line in text.splitlines():
         if function := _FUNCTION.match(line):
-            found.append(Kernel(function[1]))
+            found.append(Kernel(function[1], cubin.cuda_arch()))
         elif found and (instruction := _INSTRUCTION.match(line)):
             found[-1].opcodes.append(instruction[1])
     return found

@@ -430,9 +430,16 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     assert information["architectures"]
     for folder in information["bundled"].values():
         assert (Path(folder) / "model.safetensors").is_file()
+    (hopper,) = (
+        path
+        for path in information["linear_layers"]
+        if (path["architecture"], path["weight"], path["first_rows"]) == ("sm_90", "16-bit", 33)
+    )
+    assert (hopper["by_table"], hopper["fused"], hopper["last_rows"]) == ("cuBLAS", "wgmma", None)
     assert main(["info"]) == 0
     text = capsys.readouterr().out
     assert all(name in text for name in ops.implementations())
+    assert "sm_90          16-bit  33-     cuBLAS        wgmma     all\n" in text
 
 
 def test_interruption_is_not_a_traceback(

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from elf import Elf
+from p_eagle_cuda import _C
 from sass import Kernel, find_nvdisasm, kernels
 
 LIBRARY = Path(str(files("p_eagle_cuda") / "libp_eagle_ops.so"))
@@ -22,7 +23,8 @@ LIBRARY = Path(str(files("p_eagle_cuda") / "libp_eagle_ops.so"))
 #   LDGSTS         asynchronous copies to shared memory; BYPASS leaves L1 alone
 #   LDS, STS       shared memory; LDSM whole matrices
 #   ATOMS          its atomics
-#   HMMA           tensor cores
+#   HMMA, HGMMA    tensor cores, of a warp and of a warpgroup
+#   UTMALDG        loads of tensors to shared memory
 EXPECTED = {
     "prepare_inputs_kernel": ["LDG", "STG"],
     "embed_norm_concat_kernel": ["LDG.128", "STG.128"],
@@ -38,8 +40,10 @@ EXPECTED = {
     "verify_walk_kernel": ["LDG.128", "STG", "REDUX"],  # lazy
     "logit_floors_kernel": ["LDG", "STG", "ATOMS", "REDUX"],
     "apply_penalties_kernel": ["LDG", "STG"],
+    "wide_kernel": ["HGMMA", "UTMALDG.5D", "LDGSTS.BYPASS.128", "SYNCS"],
     "linear_kernel": ["HMMA.16816.F32", "LDGSTS.BYPASS.128", "LDS.128", "STS.128", "LDG.128"],
 }
+ONLY_ON = {"wide_kernel": 90}  # elsewhere they are empty
 LOCAL_MEMORY = ("LDL", "STL")
 
 
@@ -68,7 +72,11 @@ def kind_of(kernel: Kernel) -> str:
 
 def test_every_kernel_has_its_instructions(compiled: list[Kernel]) -> None:
     for kernel in compiled:
-        for opcode in EXPECTED[kind_of(kernel)]:
+        kind = kind_of(kernel)
+        if ONLY_ON.get(kind, kernel.arch) != kernel.arch:
+            assert len(kernel.opcodes) < 32, f"{kernel.name} for sm_{kernel.arch} is not empty"
+            continue
+        for opcode in EXPECTED[kind]:
             assert kernel.count(opcode), f"{kernel.name}: expected {opcode}"
     assert {kind_of(kernel) for kernel in compiled} == set(EXPECTED)
 
@@ -111,6 +119,18 @@ def test_tensor_cores_do_what_is_meant(compiled: list[Kernel]) -> None:
     for kernel in linear:
         (num_tokens,) = {n for mark, n in tokens.items() if mark in kernel.name}
         assert kernel.count("HMMA") == 4 * num_tokens // 8, kernel.name
+
+
+def test_warpgroups_multiply_a_tile_at_once(compiled: list[Kernel]) -> None:
+    """Four steps of 16 columns for all tokens of a tile."""
+    wide = [x for x in compiled if kind_of(x) == "wide_kernel" and x.arch == 90]
+    sizes = set()
+    for kernel in wide:
+        (num_tokens,) = map(int, re.findall(r"WideConfigI.*?Li(\d+)EEE", kernel.name))
+        assert kernel.count(f"HGMMA.64x{num_tokens}x16.F32") == 4, kernel.name
+        assert kernel.count("HGMMA") == 4, kernel.name
+        sizes.add(num_tokens)
+    assert sizes == ({64, 128, 256} if "90a" in _C.cuda_archs else set())
 
 
 def test_the_head_multiplies_nothing_twice(compiled: list[Kernel]) -> None:

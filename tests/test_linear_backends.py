@@ -25,7 +25,14 @@ from p_eagle_cuda.linear import (
     architecture_of,
     fused_refusals,
 )
-from p_eagle_cuda.linear_table import BUNDLED_TABLE, LINEAR_OPS, FusedRows, LinearTable
+from p_eagle_cuda.linear_table import (
+    ARCHITECTURES,
+    BUNDLED_TABLE,
+    LINEAR_OPS,
+    FusedRows,
+    LinearTable,
+    linear_paths,
+)
 from p_eagle_cuda.weights import DrafterWeights, LayerWeights
 
 E4M3 = torch.float8_e4m3fn
@@ -389,6 +396,29 @@ def test_a_bad_table_is_one_sentence(name: str, tmp_path: Path) -> None:
 def test_a_table_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not found"):
         LinearTable.read(tmp_path / "table.json")
+
+
+def test_which_kernel_runs_at_how_many_rows() -> None:
+    table = LinearTable(
+        FusedRows(0, "x"), {("sm_90", "norm_swiglu", "bfloat16"): FusedRows(256, "x")}
+    )
+    found = {
+        (x.architecture, x.ops, x.weight, x.first_rows): (x.last_rows, x.by_table, x.fused)
+        for x in linear_paths(table)
+    }
+    gate = ("norm_swiglu",)
+    others = tuple(op for op in LINEAR_OPS if op not in gate)
+    on_hopper = {key[1:]: value for key, value in found.items() if key[0] == "sm_90"}
+    assert on_hopper == {
+        (others, "16-bit", 1): (32, "cuBLAS", "mma.sync"),
+        (others, "16-bit", 33): (None, "cuBLAS", "wgmma"),
+        (gate, "16-bit", 1): (32, "mma.sync", "mma.sync"),
+        (gate, "16-bit", 33): (256, "wgmma", "wgmma"),
+        (gate, "16-bit", 257): (None, "cuBLAS", "wgmma"),
+        (LINEAR_OPS, "fp8", 1): (None, "mma.sync", "mma.sync"),
+    }
+    for other in set(ARCHITECTURES) - {"sm_90"}:
+        assert found[other, LINEAR_OPS, "16-bit", 1] == (None, "cuBLAS", "mma.sync")
 
 
 def test_a_good_table(tmp_path: Path) -> None:

@@ -88,8 +88,8 @@ def test_two_kernels_fit_an_sm(tile_rows: int, num_rows: int, weight_bytes: int)
 
 
 def test_workspace_holds_two_slots_for_each_cta() -> None:
-    """32 tokens of float32 for each of 128 weight rows and SM, twice, and the counters."""
-    assert _C.linear_workspace_bytes(132) == 4096 + 132 * 2 * 128 * 32 * 4
+    """256 tokens of float32 for each of 128 weight rows and SM, twice, and the counters."""
+    assert _C.linear_workspace_bytes(132) == 4096 + 132 * 2 * 128 * 256 * 4
     assert _C.linear_workspace_bytes(132) > _C.linear_workspace_bytes(131)
 
 

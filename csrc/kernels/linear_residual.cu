@@ -15,7 +15,7 @@ namespace p_eagle {
 
 cudaError_t launch_linear_residual(LinearResidualParams const& params, DType dtype,
                                    cudaStream_t stream) {
-  return launch_linear<AddToResidual>(params, dtype, stream);
+  return launch_linear<AddToResidual>(params, dtype, stream, &launch_wide_linear_residual);
 }
 
 }  // namespace p_eagle

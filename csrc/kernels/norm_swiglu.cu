@@ -14,7 +14,7 @@
 namespace p_eagle {
 
 cudaError_t launch_norm_swiglu(NormSwigluParams const& params, DType dtype, cudaStream_t stream) {
-  return launch_linear<Gate>(params, dtype, stream);
+  return launch_linear<Gate>(params, dtype, stream, &launch_wide_norm_swiglu);
 }
 
 }  // namespace p_eagle

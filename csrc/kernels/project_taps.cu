@@ -12,7 +12,7 @@
 namespace p_eagle {
 
 cudaError_t launch_project_taps(ProjectTapsParams const& params, DType dtype, cudaStream_t stream) {
-  return launch_linear<Store>(params, dtype, stream);
+  return launch_linear<Store>(params, dtype, stream, &launch_wide_project_taps);
 }
 
 }  // namespace p_eagle

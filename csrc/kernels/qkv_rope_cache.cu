@@ -15,20 +15,13 @@
 #include "ops.h"
 
 namespace p_eagle {
-namespace {
-
-template <class Element>
-using StoreHeads64 = StoreHeads<Element, 64>;
-template <class Element>
-using StoreHeads128 = StoreHeads<Element, 128>;
-
-}  // namespace
 
 cudaError_t launch_qkv_rope_cache(QkvRopeCacheParams const& params, DType dtype,
                                   cudaStream_t stream) {
   switch (params.head_dim) {
-    case 64: return launch_linear<StoreHeads64>(params, dtype, stream);
-    case 128: return launch_linear<StoreHeads128>(params, dtype, stream);
+    case 64: return launch_linear<StoreHeads64>(params, dtype, stream, &launch_wide_qkv_rope_cache);
+    case 128:
+      return launch_linear<StoreHeads128>(params, dtype, stream, &launch_wide_qkv_rope_cache);
     default: return cudaErrorInvalidValue;
   }
 }

@@ -5,10 +5,25 @@
 #include <cutlass/numeric_types.h>
 
 #include "common/reduce.cuh"
-#include "linear/kernel.cuh"
+#include "linear/rows.cuh"
+#include "linear/tiles.h"
 #include "ops.h"
 
 namespace p_eagle {
+
+// Which rows of the weight the 16 of a group are, in numbers: row (half, i) of group n of head m is
+//
+//   m * head_step + n * group_step + half * half_step + i * step,  half < 2, i < 8
+//
+// A tile has the groups one after the other, of one head after the other.
+struct WeightRows {
+  int step = 0;
+  int half_step = 0;
+  int group_step = 0;
+  int num_groups = 0;  // of a head
+  int head_step = 0;
+  int num_heads = 1;
+};
 
 // A thread holds rows g and g + 8 of the 16 that its warp multiplies, for each of its tokens. Which
 // rows of the weight those are is free: here the 2g-th and the next, so that it writes pairs.
@@ -19,10 +34,14 @@ struct AdjacentRows {
     return found < num_rows ? found : -1;
   }
 
-  // The first of the thread's two rows.
-  CUTLASS_DEVICE static int thread_row(int tile) {
-    int const warp = threadIdx.x / kWarpSize;
-    int const group = threadIdx.x % kWarpSize / 4;
+  CUTLASS_HOST_DEVICE static WeightRows weight_rows(int num_rows) {
+    return {.step = 2, .half_step = 1, .group_step = 16, .num_groups = num_rows / 16};
+  }
+
+  // The first of the two rows of a thread of the tile.
+  CUTLASS_DEVICE static int thread_row(int tile, int thread) {
+    int const warp = thread / kWarpSize;
+    int const group = thread % kWarpSize / 4;
     return tile * kTileRows + warp * kWarpRows + group * 2;
   }
 };
@@ -34,8 +53,8 @@ struct PairedHalves {
   CUTLASS_DEVICE static int index(int row) { return row / 16 * 8 + row % 8; }
   CUTLASS_DEVICE static int half(int row) { return row / 8 % 2; }
 
-  CUTLASS_DEVICE static int thread_index() {
-    return threadIdx.x / kWarpSize * 8 + threadIdx.x % kWarpSize / 4;
+  CUTLASS_DEVICE static int thread_index(int thread) {
+    return thread / kWarpSize * 8 + thread % kWarpSize / 4;
   }
 };
 
@@ -72,14 +91,14 @@ CUTLASS_DEVICE float2 store_pair(Element* place, float first, float second) {
 }
 
 // Calls visit(i, token, upper, lower) for each of the thread's tokens whose row exists, the i-th of
-// them, with references to its two values.
+// them, with references to its two values. source_row is that of TileRows.
 template <class Config, class Visit>
-CUTLASS_DEVICE void for_each_row(TileRows<Config::kTokens> const& rows,
-                                 typename Config::Accumulator& acc, Visit const& visit) {
+CUTLASS_DEVICE void for_each_row(int const* source_row, typename Config::Accumulator& acc,
+                                 Visit const& visit) {
   CUTLASS_PRAGMA_UNROLL
   for (int i = 0; i < Config::kThreadTokens; ++i) {
     int const token = thread_token(i);
-    if (rows.source_row[token] != kNoRow) {
+    if (source_row[token] != kNoRow) {
       float (&values)[4] = acc.values[i / 2];
       visit(i, token, values[i % 2], values[2 + i % 2]);
     }
@@ -88,10 +107,10 @@ CUTLASS_DEVICE void for_each_row(TileRows<Config::kTokens> const& rows,
 
 // The same, without mask rows.
 template <class Config, class Visit>
-CUTLASS_DEVICE void for_each_token(TileRows<Config::kTokens> const& rows,
-                                   typename Config::Accumulator& acc, Visit const& visit) {
-  for_each_row<Config>(rows, acc, [&](int i, int token, float& upper, float& lower) {
-    if (rows.source_row[token] != kMaskRow) {
+CUTLASS_DEVICE void for_each_token(int const* source_row, typename Config::Accumulator& acc,
+                                   Visit const& visit) {
+  for_each_row<Config>(source_row, acc, [&](int i, int token, float& upper, float& lower) {
+    if (source_row[token] != kMaskRow) {
       visit(i, token, upper, lower);
     }
   });
@@ -102,7 +121,7 @@ template <class Config>
 struct TokenSums {
   float warp_sums[Config::kWarps][Config::kTokens];
 
-  // Of each warp's rows. Contains a __syncthreads().
+  // Of each warp's rows. Contains a barrier of the threads that share the tile.
   CUTLASS_DEVICE void gather(float const (&values)[Config::kThreadTokens]) {
     CUTLASS_PRAGMA_UNROLL
     for (int i = 0; i < Config::kThreadTokens; ++i) {
@@ -112,10 +131,10 @@ struct TokenSums {
         sum += __shfl_xor_sync(0xffffffffu, sum, offset);
       }
       if (threadIdx.x % kWarpSize < 4) {
-        warp_sums[threadIdx.x / kWarpSize][thread_token(i)] = sum;
+        warp_sums[Config::thread() / kWarpSize][thread_token(i)] = sum;
       }
     }
-    __syncthreads();
+    Config::sync();
   }
 
   // Of the rows of `kWarps` warps.

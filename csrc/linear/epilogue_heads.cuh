@@ -25,13 +25,22 @@ struct StoreHeads {
     return tile * kHeadDim + Rows::half(row) * kHalf + Rows::index(row);
   }
 
+  CUTLASS_HOST_DEVICE static WeightRows weight_rows(Params const& params) {
+    return {.step = 1,
+            .half_step = kHalf,
+            .group_step = 8,
+            .num_groups = kHalf / 8,
+            .head_step = kHeadDim,
+            .num_heads = num_tiles(params)};
+  }
+
   template <class Config>
   CUTLASS_DEVICE static void apply(Params const& params, TokenSums<Config>& shared,
-                                   TileRows<Config::kTokens> const& rows, int tile, int first_row,
+                                   int const* source_row, int tile, int first_row,
                                    typename Config::Accumulator& acc) {
     bool const is_query = tile < params.num_heads;
     bool const is_key = !is_query && tile < params.num_heads + params.num_kv_heads;
-    int const index = Rows::thread_index();
+    int const index = Rows::thread_index(Config::thread());
     int const first = tile * kHeadDim + index;  // the thread's rows of the weight
     int const second = first + kHalf;
 
@@ -39,8 +48,8 @@ struct StoreHeads {
     float2 const bias{optional_element<Element>(params.bias, first, 0.0f),
                       optional_element<Element>(params.bias, second, 0.0f)};
     float squares[Config::kThreadTokens] = {};
-    for_each_row<Config>(rows, acc, [&](int i, int token, float& upper, float& lower) {
-      if (rows.source_row[token] == kMaskRow) {
+    for_each_row<Config>(source_row, acc, [&](int i, int token, float& upper, float& lower) {
+      if (source_row[token] == kMaskRow) {
         upper = params.mask_heads[first];
         lower = params.mask_heads[second];
       } else {
@@ -57,7 +66,7 @@ struct StoreHeads {
                      float(static_cast<Element const*>(norm)[index + kHalf])};
     }
 
-    for_each_row<Config>(rows, acc, [&](int, int token, float upper, float lower) {
+    for_each_row<Config>(source_row, acc, [&](int, int token, float upper, float lower) {
       int const row = first_row + token;
       float2 values{upper, lower};
       if (norm) {
@@ -89,5 +98,10 @@ struct StoreHeads {
     });
   }
 };
+
+template <class Element>
+using StoreHeads64 = StoreHeads<Element, 64>;
+template <class Element>
+using StoreHeads128 = StoreHeads<Element, 128>;
 
 }  // namespace p_eagle

@@ -24,12 +24,16 @@ struct AddToResidual {
     return Rows::weight_row(params.weight.rows, tile, row);
   }
 
+  CUTLASS_HOST_DEVICE static WeightRows weight_rows(Params const& params) {
+    return Rows::weight_rows(params.weight.rows);
+  }
+
   template <class Config>
   CUTLASS_DEVICE static void apply(Params const& params, TokenSums<Config>& shared,
-                                   TileRows<Config::kTokens> const& rows, int tile, int first_row,
+                                   int const* source_row, int tile, int first_row,
                                    typename Config::Accumulator& acc) {
     int const H = params.weight.rows;
-    int const column = Rows::thread_row(tile);
+    int const column = Rows::thread_row(tile, Config::thread());
     float squares[Config::kThreadTokens] = {};
     if (column < H) {
       float scale[2];
@@ -39,7 +43,7 @@ struct AddToResidual {
         scale[i] = weight_scale(params.weight, column + i);
         bias[i] = optional_element<Element>(params.bias, column + i, 0.0f);
       }
-      for_each_token<Config>(rows, acc, [&](int i, int token, float upper, float lower) {
+      for_each_token<Config>(source_row, acc, [&](int i, int token, float upper, float lower) {
         auto* place =
             static_cast<Element*>(params.residual) + int64_t(first_row + token) * H + column;
         float2 sum = load_pair(place);
@@ -53,10 +57,10 @@ struct AddToResidual {
       return;
     }
     shared.gather(squares);
-    int const token = threadIdx.x % Config::kTokens;
-    int const group = threadIdx.x / Config::kTokens;
+    int const token = Config::thread() % Config::kTokens;
+    int const group = Config::thread() / Config::kTokens;
     int const first_column = tile * kTileRows + group * kStatisticColumns;
-    if (group < kTileRows / kStatisticColumns && first_column < H && rows.source_row[token] >= 0) {
+    if (group < kTileRows / kStatisticColumns && first_column < H && source_row[token] >= 0) {
       params.sum_squares[int64_t(first_column / kStatisticColumns) * params.input.max_rows +
                          first_row + token] =
           shared.template sum<kGroupWarps>(token, group * kGroupWarps);

@@ -23,17 +23,21 @@ struct Store {
     return Rows::weight_row(params.weight.rows, tile, row);
   }
 
+  CUTLASS_HOST_DEVICE static WeightRows weight_rows(Params const& params) {
+    return Rows::weight_rows(params.weight.rows);
+  }
+
   template <class Config>
   CUTLASS_DEVICE static void apply(Params const& params, SharedStorage<Config>&,
-                                   TileRows<Config::kTokens> const& rows, int tile, int first_row,
+                                   int const* source_row, int tile, int first_row,
                                    typename Config::Accumulator& acc) {
-    int const column = Rows::thread_row(tile);
+    int const column = Rows::thread_row(tile, Config::thread());
     if (column >= params.weight.rows) {
       return;
     }
     float const scale[2] = {weight_scale(params.weight, column),
                             weight_scale(params.weight, column + 1)};
-    for_each_token<Config>(rows, acc, [&](int, int token, float upper, float lower) {
+    for_each_token<Config>(source_row, acc, [&](int, int token, float upper, float lower) {
       int64_t const offset = int64_t(first_row + token) * params.weight.rows + column;
       store_pair(static_cast<Element*>(params.out) + offset, upper * scale[0], lower * scale[1]);
     });

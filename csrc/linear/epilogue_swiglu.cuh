@@ -26,18 +26,23 @@ struct Gate {
     return pair < I ? Rows::half(row) * I + pair : -1;
   }
 
+  CUTLASS_HOST_DEVICE static WeightRows weight_rows(Params const& params) {
+    int const I = params.weight.rows / 2;
+    return {.step = 1, .half_step = I, .group_step = 8, .num_groups = I / 8};
+  }
+
   template <class Config>
   CUTLASS_DEVICE static void apply(Params const& params, SharedStorage<Config>&,
-                                   TileRows<Config::kTokens> const& rows, int tile, int first_row,
+                                   int const* source_row, int tile, int first_row,
                                    typename Config::Accumulator& acc) {
     int const I = params.weight.rows / 2;
-    int const pair = tile * kTilePairs + Rows::thread_index();
+    int const pair = tile * kTilePairs + Rows::thread_index(Config::thread());
     if (pair >= I) {
       return;
     }
     float const gate_scale = weight_scale(params.weight, pair);
     float const up_scale = weight_scale(params.weight, I + pair);
-    for_each_token<Config>(rows, acc, [&](int, int token, float gate, float up) {
+    for_each_token<Config>(source_row, acc, [&](int, int token, float gate, float up) {
       gate *= gate_scale;
       float const silu = gate / (1.0f + __expf(-gate));
       static_cast<Element*>(params.out)[int64_t(first_row + token) * I + pair] =

@@ -18,9 +18,9 @@
 
 #include <cstdint>
 
-#include "common/arrival.cuh"
 #include "common/launch.h"
 #include "linear/partition.h"
+#include "linear/product.cuh"
 #include "linear/rows.cuh"
 #include "linear/tiles.h"
 #include "linear/weights.cuh"
@@ -44,22 +44,11 @@ struct LinearConfig {
   using Weight = WeightBlock<Element, kIsE4M3, kTileRows>;
   using Rows = RowBlock<kTokens>;
 
-  // What a warp has of a tile: 16 rows by kTokens. The quad of lane / 4 = g has rows g and g + 8;
-  // of eight tokens, its lane t has 2t and 2t + 1: values[octet][0] and [1] of row g, [2] and [3] of
-  // row g + 8.
-  struct Accumulator {
-    float values[kTokenOctets][4];
+  using Accumulator = p_eagle::Accumulator<kTokens>;
 
-    CUTLASS_DEVICE void clear() {
-      CUTLASS_PRAGMA_UNROLL
-      for (auto& octet : values) {
-        CUTLASS_PRAGMA_UNROLL
-        for (float& value : octet) {
-          value = 0.0f;
-        }
-      }
-    }
-  };
+  // The thread among those that share an epilogue, and a barrier of those: here the CTA.
+  CUTLASS_DEVICE static int thread() { return threadIdx.x; }
+  CUTLASS_DEVICE static void sync() { __syncthreads(); }
 };
 
 template <class Config, class Epilogue>
@@ -199,61 +188,18 @@ class LinearCta {
     }
   }
 
-  // Ends the CTA's part of a tile: hands it to the epilogue if it is all of the tile, or completes
-  // the tile if the others have left theirs, or leaves it to them.
+  // Ends the CTA's part of a tile, and hands the tile to the epilogue if that completes it.
   CUTLASS_DEVICE void finish(int tile, int begin, int end, Accumulator& acc) {
-    int const tile_begin = tile * partition_.tile_blocks;
-    int const tile_end = tile_begin + partition_.tile_blocks;
-    if (begin > tile_begin || end < tile_end) {
-      int const first_cta = partition_.cta_of(tile_begin);
-      int const last_cta = partition_.cta_of(tile_end - 1);
-      store_partial(blockIdx.x, begin <= tile_begin, acc);
-      __syncthreads();
-      if (threadIdx.x == 0) {
-        shared_.is_last = arrives_last(counters() + first_cta, last_cta - first_cta + 1);
-      }
-      __syncthreads();
-      if (!shared_.is_last) {
+    if (partition_.is_cut(tile, begin, end)) {
+      TileParts<Config> const parts(params_.workspace, partition_);
+      bool const begins_tile = begin <= tile * partition_.tile_blocks;
+      if (!parts.leave(tile, begins_tile, acc, Accumulator::kOctets, shared_.is_last)) {
         return;
       }
-      acc.clear();
-#pragma unroll 1
-      for (int cta = first_cta; cta <= last_cta; ++cta) {
-        add_partial(cta, cta == first_cta, acc);
-      }
+      acc = parts.template sum<Config::kTokens>(tile, 0);
     }
-    Epilogue::template apply<Config>(params_, shared_.epilogue, shared_.tile_rows, tile, first_row_,
-                                     acc);
-  }
-
-  CUTLASS_DEVICE int32_t* counters() const { return static_cast<int32_t*>(params_.workspace.data); }
-
-  CUTLASS_DEVICE float4* partial(int cta, bool begins_tile) const {
-    constexpr LinearWorkspaceLayout kLayout{Config::kTile.partial_floats()};
-    char* const base = static_cast<char*>(params_.workspace.data);
-    return reinterpret_cast<float4*>(base + kLayout.partial_offset(cta, begins_tile)) + threadIdx.x;
-  }
-
-  CUTLASS_DEVICE void store_partial(int cta, bool begins_tile, Accumulator const& acc) const {
-    float4* const place = partial(cta, begins_tile);
-    CUTLASS_PRAGMA_UNROLL
-    for (int octet = 0; octet < Config::kTokenOctets; ++octet) {
-      float const(&v)[4] = acc.values[octet];
-      place[octet * Config::kThreads] = make_float4(v[0], v[1], v[2], v[3]);
-    }
-  }
-
-  CUTLASS_DEVICE void add_partial(int cta, bool begins_tile, Accumulator& acc) const {
-    float4 const* const place = partial(cta, begins_tile);
-    CUTLASS_PRAGMA_UNROLL
-    for (int octet = 0; octet < Config::kTokenOctets; ++octet) {
-      float4 const part = __ldcg(place + octet * Config::kThreads);
-      float (&v)[4] = acc.values[octet];
-      v[0] += part.x;
-      v[1] += part.y;
-      v[2] += part.z;
-      v[3] += part.w;
-    }
+    Epilogue::template apply<Config>(params_, shared_.epilogue, shared_.tile_rows.source_row, tile,
+                                     first_row_, acc);
   }
 
   Params const& params_;

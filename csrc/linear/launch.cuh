@@ -8,6 +8,35 @@
 
 namespace p_eagle {
 
+// Whether the kernels of csrc/hopper run a layer: on sm_90, which has them alone, with more rows
+// than fit a tile here, and a 16-bit weight whose rows make groups of 16. Every published drafter's
+// do.
+inline cudaError_t find_wide_kernel(LinearInput const& input, LinearWeight const& weight,
+                                    bool& has_one) {
+  has_one = false;
+  if (input.max_rows <= kMaxTileTokens || weight.scale != nullptr || weight.rows % 16 != 0) {
+    return cudaSuccess;
+  }
+  int device = 0;
+  int major = 0;
+  int minor = 0;
+  if (cudaError_t const status = cudaGetDevice(&device); status != cudaSuccess) {
+    return status;
+  }
+  if (cudaError_t const status =
+          cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+      status != cudaSuccess) {
+    return status;
+  }
+  if (cudaError_t const status =
+          cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+      status != cudaSuccess) {
+    return status;
+  }
+  has_one = major == 9 && minor == 0;
+  return cudaSuccess;
+}
+
 template <class Config, class Epilogue>
 cudaError_t launch_linear_with(typename Epilogue::Params const& params, cudaStream_t stream) {
   static_assert(sizeof(LinearStorage<Config, Epilogue>) <= Config::kTile.shared_bytes());
@@ -42,9 +71,18 @@ cudaError_t dispatch_tokens(typename Epilogue::Params const& params, cudaStream_
   }
 }
 
-template <template <class> class EpilogueOf>
+// `launch_wide` launches the kernel of csrc/hopper that has the same arguments.
+template <template <class> class EpilogueOf, class LaunchWide>
 cudaError_t launch_linear(typename EpilogueOf<cutlass::half_t>::Params const& params, DType dtype,
-                          cudaStream_t stream) {
+                          cudaStream_t stream, LaunchWide const& launch_wide) {
+  bool is_wide = false;
+  if (cudaError_t const status = find_wide_kernel(params.input, params.weight, is_wide);
+      status != cudaSuccess) {
+    return status;
+  }
+  if (is_wide) {
+    return launch_wide(params, dtype, stream);
+  }
   bool const is_e4m3 = params.weight.scale != nullptr;
   switch (dtype) {
     case DType::kBFloat16: {

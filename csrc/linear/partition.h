@@ -40,6 +40,11 @@ struct LinearPartition {
     int64_t const granules = num_tiles * tile_blocks / granule;
     return int(((unit / granule + 1) * int64_t(num_ctas) - 1) / granules);
   }
+
+  // Whether a tile has units outside of a run of them.
+  P_EAGLE_HOST_DEVICE constexpr bool is_cut(int tile, int begin, int end) const {
+    return begin > tile * tile_blocks || end < (tile + 1) * tile_blocks;
+  }
 };
 
 // Where the parts of a tile that is cut lie until the last of its CTAs adds them up. A CTA has two
@@ -66,12 +71,18 @@ constexpr int linear_grid(LinearTile const& tile, int num_sms) {
   return std::min(num_sms * tile.ctas_per_sm, LinearWorkspaceLayout::kMaxCtas);
 }
 
+constexpr int wide_grid(int num_sms) { return std::min(num_sms, LinearWorkspaceLayout::kMaxCtas); }
+
 // What the workspace of a device of this many SMs must hold, for every tile that there is.
 constexpr int64_t linear_workspace_bytes(int num_sms) {
   int64_t bytes = 0;
   for (LinearTile const& tile : kLinearTiles) {
     LinearWorkspaceLayout const layout{tile.partial_floats()};
     bytes = std::max(bytes, layout.size(linear_grid(tile, num_sms)));
+  }
+  for (WideTile const& tile : kWideTiles) {
+    LinearWorkspaceLayout const layout{tile.partial_floats()};
+    bytes = std::max(bytes, layout.size(wide_grid(num_sms)));
   }
   return bytes;
 }

@@ -40,6 +40,40 @@ inline constexpr LinearTile kLinearTiles[] = {
 
 inline constexpr int kMaxTileTokens = 32;
 
+// A tile of the kernel of csrc/hopper, for 16-bit weights and more rows than kMaxTileTokens: two
+// warpgroups multiply 64 rows of the weight each. CTAs of two kernels fit an SM only where tokens
+// are few.
+struct WideTile {
+  static constexpr int kRows = 128;       // of the weight
+  static constexpr int kConsumers = 256;  // threads that multiply
+  static constexpr int kProducers = 128;  // threads that bring what is multiplied
+
+  int tokens;
+  int stages;          // of blocks of the weight and of the rows, in shared memory
+  int kernels_per_sm;  // that fit
+
+  constexpr int threads() const { return kConsumers + kProducers; }
+  constexpr int stage_bytes() const { return kRows * kBlockColumns * 2; }  // of the weight
+  constexpr int partial_floats() const { return kRows * tokens; }
+
+  // At most, of one CTA: the stages, what is known of the rows, and the epilogues.
+  constexpr int shared_bytes() const {
+    return stages * (stage_bytes() + tokens * kBlockColumns * 2) + tokens * 56 + 3 * 1024;
+  }
+};
+
+inline constexpr WideTile kWideTiles[] = {{64, 4, 2}, {128, 6, 1}, {256, 4, 1}};
+
+// The tile for so many rows; for more rows than its tokens there are several tiles of them.
+constexpr WideTile wide_tile(int num_rows) {
+  for (WideTile const& tile : kWideTiles) {
+    if (num_rows <= tile.tokens) {
+      return tile;
+    }
+  }
+  return kWideTiles[2];
+}
+
 // The fewest tokens of a tile that hold so many rows.
 constexpr int tile_tokens(int num_rows) { return num_rows <= 8 ? 8 : num_rows <= 16 ? 16 : 32; }
 

@@ -7,6 +7,7 @@ the target alone is exit code 1.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import platform
 import sys
@@ -31,6 +32,7 @@ from p_eagle_cuda.generation import (
     check_tree,
     num_runs,
 )
+from p_eagle_cuda.linear_table import LinearTable, format_paths, linear_paths
 from p_eagle_cuda.precision import KV_DTYPES, WEIGHT_PRECISIONS
 from p_eagle_cuda.text import TextStream, read_prompts
 
@@ -246,6 +248,7 @@ def _info(options: argparse.Namespace) -> int:
         "cuda": _C.cuda_version,
         "cutlass": _C.cutlass_version,
         "ops": ops.implementations(),
+        "linear_layers": [dataclasses.asdict(path) for path in linear_paths(LinearTable.read())],
         "bundled": {"target": str(bundled_target()), "drafter": str(bundled_drafter())},
     }
     if options.json:
@@ -257,5 +260,6 @@ def _info(options: argparse.Namespace) -> int:
     print(f"\n{'op':20} cpu  cuda")
     for name, has in ops.implementations().items():
         print(f"{name:20} {'yes' if has['cpu'] else 'no':4} {'yes' if has['cuda'] else 'no'}")
+    print(f"\n{format_paths(linear_paths(LinearTable.read()))}")
     print(f"\nbundled target   {bundled_target()}\nbundled drafter  {bundled_drafter()}")
     return 0

@@ -1,6 +1,7 @@
 """The linear layers of a drafter, on two backends, and which of them runs at how many rows.
 
-`FusedLinear` calls the fused ops, which stream every weight once for up to 32 rows. `TorchLinear`
+`FusedLinear` calls the fused ops, which stream every weight once for up to 32 rows, and on Hopper
+16-bit ones once for up to 256. `TorchLinear`
 leaves the product to torch, that is, cuBLAS, with row kernels around it: for many rows, for sizes
 that the fused kernels refuse, and as what they are measured against. `LinearLayers` has both, and
 chooses for each op by the table of `p_eagle_cuda.linear_table`.

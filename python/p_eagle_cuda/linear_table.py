@@ -6,15 +6,16 @@ It is JSON, an object with a default and the entries that take its place::
      "entries": [{"architecture": "sm_90", "op": "norm_swiglu", "weight": "bfloat16",
                   "fused_rows": 24, "measured": "benchmarks/results/linear-sm_90.json"}]}
 
-`fused_rows` is the largest number of rows that the fused kernel takes; above it the product is
-torch's. `measured` names the measurement that says so.
+`fused_rows` is the largest number of rows that the fused kernels take; above it the product is
+torch's. `measured` names the measurement that says so. Which of the fused kernels takes them, the
+number of rows and the device decide: `kernel_of`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -24,6 +25,9 @@ from p_eagle_cuda.fields import ConfigFields, read_json_object
 LINEAR_OPS = ("project_taps", "qkv_rope_cache", "linear_residual", "norm_swiglu")
 WEIGHT_DTYPES = ("bfloat16", "float16", "float32", "float64")  # FP8 weights have one backend
 BUNDLED_TABLE = Path(__file__).parent / "data" / "linear_table.json"
+
+ARCHITECTURES = ("sm_80", "sm_89", "sm_90", "sm_100", "sm_120")  # that kernels are built for
+FEW_ROWS = 32  # up to here one kernel runs everywhere; above, weights are read again for these
 
 _ARCHITECTURE = re.compile(r"cpu|sm_[1-9][0-9]+")
 
@@ -75,6 +79,72 @@ class LinearTable:
         return self.entries.get(
             (architecture, op, str(weight).removeprefix("torch.")), self.default
         )
+
+
+def kernel_of(architecture: str, num_rows: int, *, is_fp8: bool = False) -> str:
+    """The fused kernel that runs a linear layer, by the tensor core instruction that it is made of.
+
+    "wgmma" reads each weight once for 256 rows, "mma.sync" once for 32.
+    """
+    return "wgmma" if architecture == "sm_90" and num_rows > FEW_ROWS and not is_fp8 else "mma.sync"
+
+
+@dataclass(frozen=True)
+class LinearPath:
+    """What runs some linear layers on an architecture at a range of numbers of rows."""
+
+    architecture: str
+    ops: tuple[str, ...]
+    weight: str  # "16-bit" or "fp8"
+    first_rows: int
+    last_rows: int | None  # None: no end
+    by_table: str  # "mma.sync", "wgmma" or "cuBLAS"
+    fused: str  # the same with linear="fused"
+
+
+def linear_paths(table: LinearTable) -> list[LinearPath]:
+    """What runs each linear layer of each architecture at every number of rows.
+
+    Of bfloat16 weights where those of 16 bits differ. Sizes that the fused kernels refuse are not
+    considered.
+    """
+    paths = []
+    for architecture in ARCHITECTURES:
+        ops_by_rows: dict[int, list[str]] = {}
+        for op in LINEAR_OPS:
+            limit = table.find(architecture, op, torch.bfloat16).fused_rows
+            ops_by_rows.setdefault(limit, []).append(op)
+        for fused_rows, ops in ops_by_rows.items():
+            paths += _paths(architecture, tuple(ops), "16-bit", fused_rows)
+        paths += _paths(architecture, LINEAR_OPS, "fp8", None)
+    return paths
+
+
+def format_paths(paths: Sequence[LinearPath]) -> str:
+    """A line for each path under a heading."""
+    rows = [("linear layers", "weight", "rows", "by the table", "fused", "ops")]
+    for x in paths:
+        names = "all" if x.ops == LINEAR_OPS else ", ".join(x.ops)
+        count = f"{x.first_rows}-{x.last_rows or ''}"
+        rows.append((x.architecture, x.weight, count, x.by_table, x.fused, names))
+    return "\n".join("{:14} {:7} {:7} {:13} {:9} {}".format(*row) for row in rows)
+
+
+def _paths(
+    architecture: str, ops: tuple[str, ...], weight: str, fused_rows: int | None
+) -> list[LinearPath]:
+    """The ranges of rows that are treated alike; `fused_rows` of None has no end."""
+    found: list[LinearPath] = []
+    starts = sorted({1, FEW_ROWS + 1, 1 if fused_rows is None else fused_rows + 1})
+    for first, following in zip(starts, [*starts[1:], None], strict=True):
+        last = None if following is None else following - 1
+        fused = kernel_of(architecture, first, is_fp8=weight == "fp8")
+        by_table = fused if fused_rows is None or first <= fused_rows else "cuBLAS"
+        if found and (found[-1].by_table, found[-1].fused) == (by_table, fused):
+            found[-1] = replace(found[-1], last_rows=last)
+        else:
+            found.append(LinearPath(architecture, ops, weight, first, last, by_table, fused))
+    return found
 
 
 def _key(entry: ConfigFields) -> tuple[str, str, str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,12 +15,12 @@ from sim.params import params_type
 from sim.sample import BF16_ERROR, CSRC, FOLDER, Run, Sample, randn, source
 
 
-def linear_layers(run: Run) -> None:
+def linear_layers(run: Run, n: int = 5, R: int = 7) -> None:
     """Projection, gate, a gate without rows, projection: each reads what one before has written.
 
-    Every tile is cut, and every CTA has more blocks than stages.
+    Every tile is cut, and every CTA has more blocks than stages. Of R rows n exist.
     """
-    dtype, n, R, H, Hin, I, eps = torch.bfloat16, 5, 7, 192, 1280, 576, 1e-2  # noqa: E741
+    dtype, H, Hin, I, eps = torch.bfloat16, 192, 1280, 576, 1e-2  # noqa: E741
     x, residual = randn(R, Hin, dtype=dtype), randn(R, H, dtype=dtype)
     x[n:] = torch.nan
     weights = [
@@ -75,23 +77,39 @@ def _weight(run: Run, label: str, weight: Tensor) -> ctypes.Structure:
     return params_type("LinearWeight")(data=run.given(label, weight), rows=rows, columns=columns)
 
 
-SAMPLES = {
-    "linear_layers": Sample(
-        linear_layers,
-        source("launch_linear_layers"),
-        included=[
-            CSRC / "ops.h",
-            CSRC / "common" / "launch.h",
-            CSRC / "common" / "reduce.cuh",
-            CSRC / "common" / "arrival.cuh",
-            *(
-                CSRC / "linear" / file
-                for file in (
-                    "tiles.h", "partition.h", "weights.cuh", "rows.cuh", "kernel.cuh",
-                    "epilogue.cuh", "epilogue_residual.cuh", "epilogue_swiglu.cuh", "launch.cuh",
-                )
-            ),
-        ],
+_EPILOGUES = ("epilogue.cuh", "epilogue_residual.cuh", "epilogue_swiglu.cuh")
+
+
+def _sample(name: str, run: Callable[[Run], None], *files: str) -> Sample:
+    """`files` are those of csrc, in an order in which each comes after those that it includes."""
+    common = ("ops.h", "common/launch.h", "common/reduce.cuh", "common/arrival.cuh")
+    return Sample(
+        run,
+        source(f"launch_{name}"),
+        included=[CSRC / file for file in (*common, *files)],
         includes=(FOLDER, CSRC),
     )
-}  # fmt: skip
+
+
+def _linear(*files: str) -> list[str]:
+    return [f"linear/{file}" for file in files]
+
+
+_SHARED = ("tiles.h", "partition.h", "product.cuh", "weights.cuh", "rows.cuh")
+
+SAMPLES = {
+    "linear_layers": _sample(
+        "linear_layers", linear_layers, *_linear(*_SHARED, "kernel.cuh", *_EPILOGUES, "launch.cuh")
+    ),
+    # 40 tokens are two turns of an epilogue, and the second is not full.
+    "wide_layers": _sample(
+        "wide_layers",
+        partial(linear_layers, n=40, R=48),
+        *_linear(*_SHARED, *_EPILOGUES),
+        *(
+            f"hopper/{file}"
+            for file in ("wgmma.cuh", "weight_map.cuh", "row_copier.cuh", "kernel.cuh")
+        ),
+        "hopper/launch.cuh",
+    ),
+}

@@ -72,6 +72,8 @@ def test_a_prompt_and_two_verifications(
         assert_right(tmp_path, steps, drafts)
         assert not drafter._buffers.linear_workspace[:4096].any(), "left counters behind"
         assert drafter._buffers.attention_work[3] == 0, "left arrivals behind"
+    ran = {launch.kernel for launch in session.launches}
+    assert {"wide_kernel", "linear_kernel"} <= ran, "both for many rows and for few"
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -264,7 +264,8 @@ def linear_residual(
 
     Numerics:
         Products accumulate in float32 or wider; at most two roundings per element. On CUDA a row's
-        result does not depend on the other rows, as long as R is at most 32.
+        result does not depend on the other rows, nor on R as long as that is at most 32, or on
+        Hopper with 16-bit weights from 33 to 256.
     """
     if sum_squares is None:
         groups = -(-residual.shape[1] // reference.STATISTIC_COLUMNS)

@@ -12,6 +12,7 @@ from sim.planted import (
     rows,
     trees,
     warps_and_launches,
+    wide_layers,
 )
 from sim.planted.bug import LAUNCH_ERROR, WRONG_RESULT, Bug
 
@@ -22,6 +23,7 @@ BUGS: tuple[Bug, ...] = (
     *warps_and_launches.BUGS,
     *project.BUGS,
     *linear_layers.BUGS,
+    *wide_layers.BUGS,
     *lm_head_topk.BUGS,
     *attention.BUGS,
     *rows.BUGS,

@@ -10,6 +10,7 @@ _kernel = partial(Bug, "linear_layers", file="kernel.cuh")
 _arrival = partial(Bug, "linear_layers", file="arrival.cuh")
 _rows = partial(Bug, "linear_layers", file="rows.cuh")
 _weights = partial(Bug, "linear_layers", file="weights.cuh")
+_product = partial(Bug, "linear_layers", file="product.cuh")
 _partition = partial(Bug, "linear_layers", file="partition.h")
 _residual = partial(Bug, "linear_layers", file="epilogue_residual.cuh")
 _epilogue = partial(Bug, "linear_layers", file="epilogue.cuh")
@@ -69,10 +70,10 @@ BUGS = (
         "        finish(current.tile, begin, end, acc);\n",
         finds=WRONG_RESULT,
     ),
-    _kernel(
+    _product(
         "arrives before all threads have stored their part",
-        "      store_partial(blockIdx.x, begin <= tile_begin, acc);\n      __syncthreads();\n",
-        "      store_partial(blockIdx.x, begin <= tile_begin, acc);\n",
+        "    store(blockIdx.x, begins_tile, acc, num_octets);\n    Config::sync();\n",
+        "    store(blockIdx.x, begins_tile, acc, num_octets);\n",
         finds="race",
     ),
     _arrival(
@@ -97,28 +98,27 @@ BUGS = (
         "== num_ctas - 2;",
         finds="race",
     ),
-    _kernel(
+    _product(
         "one counter for all tiles",
-        "counters() + first_cta,",
-        "counters(),",
+        "reinterpret_cast<int32_t*>(base_) + first_cta,",
+        "reinterpret_cast<int32_t*>(base_),",
         finds=WRONG_RESULT,
     ),
     _kernel(
-        "a CTA's own part added again",
-        "      acc.clear();\n#pragma unroll 1",
-        "#pragma unroll 1",
+        "a CTA's own part taken for the sum",
+        "      acc = parts.template sum<Config::kTokens>(tile, 0);\n",
         finds=WRONG_RESULT,
     ),
-    _kernel(
+    _product(
         "the tile that a CTA begins in the slot of the one that it ends",
-        "store_partial(blockIdx.x, begin <= tile_begin, acc)",
-        "store_partial(blockIdx.x, false, acc)",
+        "store(blockIdx.x, begins_tile, acc, num_octets);",
+        "store(blockIdx.x, false, acc, num_octets);",
         finds="race",
     ),
-    _kernel(
+    _product(
         "nobody waits to hear who is last",
-        "last_cta - first_cta + 1);\n      }\n      __syncthreads();\n",
-        "last_cta - first_cta + 1);\n      }\n",
+        "    Config::sync();\n    return is_last;\n",
+        "    return is_last;\n",
         finds="race",
     ),
     _rows(
@@ -171,13 +171,13 @@ BUGS = (
     ),
     _residual(
         "sums of squares of every row, whether it exists or not",
-        "&& rows.source_row[token] >= 0) {",
+        "&& source_row[token] >= 0) {",
         ") {",
         finds="memory",
     ),
     _epilogue(
         "sums of a warp taken before all have stored theirs",
-        "    __syncthreads();\n",
+        "    Config::sync();\n",
         finds="race",
     ),
     _epilogue(

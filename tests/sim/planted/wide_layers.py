@@ -1,0 +1,117 @@
+"""Bugs in the wide linear layers; what they share with the others is in `linear_layers`."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from sim.planted.bug import WRONG_RESULT, Bug
+
+_kernel = partial(Bug, "wide_layers", file="kernel.cuh")
+_rows = partial(Bug, "wide_layers", file="row_copier.cuh")
+_wgmma = partial(Bug, "wide_layers", file="wgmma.cuh")
+_map = partial(Bug, "wide_layers", file="weight_map.cuh")
+_swiglu = partial(Bug, "wide_layers", file="epilogue_swiglu.cuh")
+
+BUGS = (
+    _kernel(
+        "no wait for the previous kernel",
+        "    wait_for_previous_kernel();\n",
+        finds="pdl",
+    ),
+    _kernel(
+        "a CTA without rows leaves while its weights are underway",
+        "          CopyBarrier::wait(&shared_.has_weight[stage], 0);\n",
+        finds="mbarrier",
+    ),
+    _kernel(
+        "weights multiplied before they have come",
+        "        CopyBarrier::wait(&shared_.has_weight[ring.stage], ring.parity);\n",
+        finds="race",
+    ),
+    _kernel(
+        "rows multiplied before they have come",
+        "        Barrier::wait(&shared_.has_rows[ring.stage], ring.parity);\n",
+        finds="race",
+    ),
+    _kernel(
+        "a stage filled while it is multiplied",
+        "        Barrier::wait(&shared_.is_empty[copied.stage], copied.parity ^ 1);\n",
+        finds="race",
+    ),
+    _kernel(
+        "a first round that waits for the one before",
+        "copied.parity ^ 1);",
+        "copied.parity);",
+        finds="deadlock",
+    ),
+    _wgmma(
+        "a stage is free before it has been multiplied",
+        "cute::warpgroup_wait<0>();",
+        "cute::warpgroup_wait<1>();",
+        finds="race",
+    ),
+    _kernel(
+        "rows normed before they have come",
+        "cute::cp_async_wait<Config::kAhead>();",
+        "cute::cp_async_wait<Config::kAhead + 1>();",
+        finds="race",
+    ),
+    _kernel(
+        "normed rows not shown to wgmma",
+        "        cutlass::arch::fence_view_async_shared();  // wgmma will read what this thread has"
+        " written\n",
+        finds="proxy",
+    ),
+    _kernel(
+        "a warp's rows are ready before all its lanes are",
+        "        __syncwarp();\n",
+        finds="race",
+    ),
+    _kernel(
+        "the next tokens' sums over the last ones'",
+        "      EpilogueConfig::sync();  // the epilogue's shared memory is free again\n",
+        finds="race",
+    ),
+    _kernel(
+        "one epilogue barrier for both warpgroups",
+        "NamedBarrier::sync(kThreads, 1 + group())",
+        "NamedBarrier::sync(kThreads, 1)",
+        finds="race",
+    ),
+    _kernel(
+        "parts of the first tokens for all of them",
+        "(tile, first / 8)",
+        "(tile, 0)",
+        finds=WRONG_RESULT,
+    ),
+    _rows(
+        "rows that do not exist are read",
+        "source >= 0);",
+        "true);",
+        benign="they are another row's, whose product nobody stores",
+    ),
+    _rows(
+        "a norm of the row beside it",
+        "rows_.rstd[group][token(i)]",
+        "rows_.rstd[group][token(i) ^ 1]",
+        finds=WRONG_RESULT,
+    ),
+    _wgmma(
+        "the same columns of the rows at every step",
+        "operands[1] += 16 * 2 >> 4;",
+        "operands[1] += 0;",
+        finds=WRONG_RESULT,
+    ),
+    _map(
+        "rows that are not the weight's",
+        "row_bytes * rows.half_step",
+        "row_bytes * (rows.half_step + 1)",
+        finds="memory",
+    ),
+    _swiglu(
+        "gates with the next pair's rows",
+        ".group_step = 8,",
+        ".group_step = 7,",
+        finds=WRONG_RESULT,
+    ),
+)
