@@ -30,14 +30,15 @@ CACHE = ROOT / "build" / "hostsim"
 EMULATOR_SOURCES = Path(__file__).resolve().parent / "src"
 JOBS = 2  # at most; CUTLASS needs gigabytes of memory per file
 
-# The PTX is all that is wanted of the device code: one architecture, not assembled, not compressed,
-# and without the optimizations that take half of the time and leave a kernel as large as it was.
+# The PTX is all that is wanted of the device code: one architecture, not assembled, not compressed.
 EMULATED_FLAGS = (
     "-gencode=arch=compute_90a,code=compute_90a",
     "-Xfatbin=-compress-mode=none",
-    "--Ofast-compile=min",
     "-DCUTLASS_ENABLE_DIRECT_CUDA_DRIVER_CALL",  # cuTensorMapEncodeTiled is a plain symbol
 )
+# Without the optimizations that take half of the time and leave a kernel as large as it was. Not
+# for wgmma: accumulators are then moved while tensor cores write to them, which ptxas would mend.
+FEWER_OPTIMIZATIONS = "--Ofast-compile=min"
 GPU_FLAGS = ("-gencode=arch=compute_90a,code=sm_90a",)
 
 
@@ -178,12 +179,17 @@ def cuda_compilation(
     includes: Sequence[Path] = (),
     defines: Sequence[str] = (),
     target_flags: Sequence[str] = EMULATED_FLAGS,
+    is_quick: bool = False,
 ) -> Compilation:
-    """How nvcc compiles `source`, for the emulator unless `target_flags` say otherwise."""
+    """How nvcc compiles `source`, for the emulator unless `target_flags` say otherwise.
+
+    Large sources without wgmma may be compiled quickly.
+    """
     folders = [tools().cutlass / "include", *includes]
     command = (
         str(tools().nvcc), "-std=c++20", "-O3", "-lineinfo", "--expt-relaxed-constexpr",
         "-cudart=none", "-Xcompiler=-fPIC,-fvisibility=hidden", *target_flags,
+        *([FEWER_OPTIMIZATIONS] if is_quick else []),
         *(f"-I{folder}" for folder in folders), *(f"-D{define}" for define in defines),
     )  # fmt: skip
     return Compilation(source.resolve(), command)

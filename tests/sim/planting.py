@@ -21,6 +21,7 @@ from sim.sample_kernels import SAMPLES
 
 _INCLUDE = re.compile(r'^#include ["<](.+)[">].*\n', re.MULTILINE)
 _PRAGMA = re.compile(r"^#pragma once\n", re.MULTILINE)
+_WGMMA = re.compile(r"GMMA::|wgmma\.mma_async")  # CUTLASS's, or the instruction itself
 _LAUNCHER = re.compile(r"^SAMPLE_LAUNCHER (\w+)\(", re.MULTILINE)
 
 
@@ -66,7 +67,9 @@ class Variants:
         sample = SAMPLES[kernel]
         text = _amalgamate(sample, self._wanted[kernel])
         path = build.generated_source(f"variants/{kernel}.cu", text)
-        return build.cuda_compilation(path, includes=sample.includes)
+        return build.cuda_compilation(
+            path, includes=sample.includes, is_quick=not _WGMMA.search(text)
+        )
 
 
 def _suffix(variant: int) -> str:
