@@ -127,14 +127,19 @@ pass() {
   return $status
 }
 
-linear_s=90
+linear_s=110
 linear() {
   if [[ $dry ]]; then
     bench bench_linear --dry-run --drafter bundled --rows 2 --weights bf16 \
       --json "$work/linear.json"
     return
   fi
-  bench bench_linear --rows 14 1 7 10 16 24 32 --json "$work/linear.json"
+  local status=0
+  timeout --foreground 70 "$python" benchmarks/bench_linear.py --rows 14 1 7 10 16 24 32 \
+    --json "$work/linear.json" || status=$?
+  timeout --foreground 40 "$python" benchmarks/bench_linear.py --rows 112 48 224 --weights bf16 \
+    --json "$work/linear-wide.json" || status=$?
+  return $status
 }
 
 conformance_s=120

@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Any
 
 LOG_CHARACTERS = 400_000  # of each step
-PIECES = ("pass", "pass-fp8", "pass-sweep", "pass-qwen3", "linear", "kernels", "verification")
+PIECES = (
+    "pass",
+    "pass-fp8",
+    "pass-sweep",
+    "pass-qwen3",
+    "linear",
+    "linear-wide",
+    "kernels",
+    "verification",
+)
 
 
 def main() -> int:

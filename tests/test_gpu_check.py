@@ -128,7 +128,7 @@ def test_a_real_run_with_tools_that_only_say_what_they_are_told(tmp_path: Path) 
             parsed.append(Path(script).stem)
             assert "dry_run" not in options or options.dry_run is False
             assert "device" not in options or options.device == "cuda"
-    benches = [*["bench_pass"] * 4, "bench_linear", "bench_kernel", "bench_verify"]
+    benches = [*["bench_pass"] * 4, *["bench_linear"] * 2, "bench_kernel", "bench_verify"]
     assert parsed == [*benches, *["one_pass"] * 4]
     tests = [line.split("no:cacheprovider ")[1] for line in scripts if "-m pytest" in line]
     assert len(tests) == 3
