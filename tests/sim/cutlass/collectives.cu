@@ -1,8 +1,7 @@
 // CUTLASS 3.x GEMMs from its collective builder, D = A @ B^T with A [M, K], B [N, K], D [M, N] bfloat16:
 // TMA loads into swizzled shared memory, mbarrier pipeline between specialised warps, wgmma, clusters
-// with multicast, an epilogue by TMA and one straight from registers. Production code that is known to
-// be right, so the emulator must run them without a report. One file, and of the mainloops those that
-// are used: the headers take a minute.
+// with multicast, TMA-store epilogue. Production code that is known to be right, so the emulator must
+// run them without a report. One file, and of the mainloops those that are used: the headers take a minute.
 
 #include <cutlass/cutlass.h>
 #include <cutlass/gemm/device/gemm_universal_adapter.h>
@@ -71,6 +70,6 @@ LAUNCHER run_pingpong_bf16(int M, int N, int K, void const* a, void const* b, vo
 LAUNCHER run_cooperative_e4m3(int M, int N, int K, void const* a, void const* b, void* d) {
   return run_collective_gemm<cutlass::float_e4m3_t,
                              cutlass::gemm::KernelTmaWarpSpecializedCooperative,
-                             cutlass::epilogue::NoSmemWarpSpecialized,
+                             cutlass::epilogue::TmaWarpSpecializedCooperative,
                              cute::Shape<cute::_128, cute::_64, cute::_128>>(M, N, K, a, b, d);
 }
