@@ -36,8 +36,9 @@ EMULATED_FLAGS = (
     "-Xfatbin=-compress-mode=none",
     "-DCUTLASS_ENABLE_DIRECT_CUDA_DRIVER_CALL",  # cuTensorMapEncodeTiled is a plain symbol
 )
-# Without the optimizations that take half of the time and leave a kernel as large as it was. Not
-# for wgmma: accumulators are then moved while tensor cores write to them, which ptxas would mend.
+# Without the optimizations that take half of the time: the same loads may be repeated, so it is
+# not for what counts bytes; nor for wgmma, whose accumulators are then moved while tensor cores
+# write to them, which ptxas would mend.
 FEWER_OPTIMIZATIONS = "--Ofast-compile=min"
 GPU_FLAGS = ("-gencode=arch=compute_90a,code=sm_90a",)
 
@@ -183,7 +184,7 @@ def cuda_compilation(
 ) -> Compilation:
     """How nvcc compiles `source`, for the emulator unless `target_flags` say otherwise.
 
-    Large sources without wgmma may be compiled quickly.
+    Sources that are run for errors alone, without wgmma, may be compiled quickly.
     """
     folders = [tools().cutlass / "include", *includes]
     command = (

@@ -24,7 +24,6 @@ from sim.emulator import Emulator, Launch, Session, Settings
 CSRC = build.ROOT / "csrc"
 _TORCH = Path(torch.__file__).parent
 NAMESPACE = "p_eagle_sim"
-WITH_WGMMA = ("hopper",)  # folders of csrc
 
 _SCHEMAS = torch.library.Library(NAMESPACE, "DEF")
 
@@ -42,10 +41,7 @@ def compilations() -> list[build.Compilation]:
     kernels = _units()
     bindings = sorted((CSRC / "bindings").glob("*.cpp"))
     return [
-        *(
-            build.cuda_compilation(x, includes=[CSRC], is_quick=x.stem not in WITH_WGMMA)
-            for x in kernels
-        ),
+        *(build.cuda_compilation(source, includes=[CSRC]) for source in kernels),
         *(build.host_compilation(x, includes=includes, defines=defines) for x in bindings),
     ]
 
