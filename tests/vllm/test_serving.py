@@ -152,8 +152,10 @@ def test_fp8_weights_small_fp8_cache_and_seeds(runner: str, plain: Served, serve
     assert acceptance_length(ours) > 1.5, ours.counters
 
 
-def test_drafts_that_are_drawn(plain: Served, serve: Serve) -> None:
-    """Greedy requests keep their text, and seeds theirs. On the V1 runner only."""
+@pytest.mark.feature("Drafts that are drawn")
+@pytest.mark.parametrize("runner", ["V1"])
+def test_drafts_that_are_drawn(runner: str, plain: Served, serve: Serve) -> None:
+    """Greedy requests keep their text, and seeds theirs."""
     sampled = [
         [
             request(0, 9, 16),
@@ -161,8 +163,8 @@ def test_drafts_that_are_drawn(plain: Served, serve: Serve) -> None:
         ]
     ] * 2
     speculative = {**SPECULATIVE, "draft_sample_method": "probabilistic"}
-    ours = serve(sampled, speculative=speculative, **ENGINE)
-    assert_ours_on(ours, "V1")
+    ours = serve(sampled, speculative=speculative, v2=runner == "V2", **ENGINE)
+    assert_ours_on(ours, runner)
     assert ours.outputs[0] == ours.outputs[1], "the same seeds gave another text"
     assert ours.outputs[0][0] == plain.outputs[0][0]
     assert ours.counters["num_accepted_tokens"] > ours.counters["num_drafts"] / 4
