@@ -29,6 +29,7 @@ from shapes import DRAFTERS, DrafterShape
 from timing import (
     Call,
     copy_bandwidth,
+    device_to_time,
     environment,
     num_copies,
     time_candidates,
@@ -297,7 +298,7 @@ def measure(
 ) -> Iterator[dict[str, Any]]:
     """A row for each kernel and batch; what went wrong goes to `errors`."""
     for name in options.kernel:
-        for batch in options.batch[:1] if name == "prompt_attention" else options.batch:
+        for batch in [1] if name == "prompt_attention" else options.batch:
             case = Case(batch, options.k, options.context)
             for kv in options.kv if name in READS_CACHE else options.kv[:1]:
                 setting = Setting(DRAFTERS[options.drafter], case, kv, device)
@@ -336,11 +337,9 @@ def table(report: dict[str, Any]) -> str:
 def main() -> int:
     """Measure, print a table, write the JSON that was asked for as it grows."""
     options = _parser().parse_args()
-    device = torch.device("cpu" if options.dry_run else "cuda")
     try:
-        if not options.dry_run and not torch.cuda.is_available():
-            raise PEagleError("needs a CUDA device; there is none, so nothing is measured")
-        bandwidth = copy_bandwidth(device, **({"megabytes": 1} if options.dry_run else {}))
+        device = device_to_time(dry_run=options.dry_run)
+        bandwidth = copy_bandwidth(device)
         report: dict[str, Any] = {
             **environment(), "drafter": options.drafter,
             "copy_gb_per_s": round(bandwidth / 1e9, 1), "results": [], "errors": [],

@@ -29,6 +29,7 @@ from shapes import DRAFTERS, DrafterShape
 from timing import (
     Call,
     copy_bandwidth,
+    device_to_time,
     environment,
     num_copies,
     time_candidates,
@@ -172,7 +173,7 @@ def measure(
     json: Path | None = None,
 ) -> dict[str, Any]:
     """Time every layer of every drafter, once where two share a shape; `json` grows with each."""
-    bandwidth = copy_bandwidth(device, **({} if device.type == "cuda" else {"megabytes": 1}))
+    bandwidth = copy_bandwidth(device)
     cases = {
         (shape.linear_layers()[layer], fmt, R): (drafter, layer)
         for R in rows
@@ -230,10 +231,8 @@ def table(report: dict[str, Any]) -> str:
 def main() -> int:
     """Measure, print a table, write the JSON that was asked for."""
     options = _parser().parse_args()
-    device = torch.device("cpu" if options.dry_run else "cuda")
     try:
-        if not options.dry_run and not torch.cuda.is_available():
-            raise BenchmarkError("needs a CUDA device; there is none, so nothing is measured")
+        device = device_to_time(dry_run=options.dry_run)
         with ClockWatch() as clocks:
             report = measure(options.drafter, options.rows, options.weights, device, options.json)
         clocks.note(report)

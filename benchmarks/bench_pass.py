@@ -47,6 +47,7 @@ from p_eagle_cuda.weights import DrafterWeights
 from shapes import DRAFTERS, DrafterShape
 from timing import (
     copy_bandwidth,
+    device_to_time,
     environment,
     gpu_state,
     kernel_times,
@@ -69,10 +70,8 @@ class BenchmarkError(PEagleError):
 def main() -> int:
     """Measure, print a table, write the JSON that was asked for as it grows."""
     options = _parser().parse_args()
-    device = torch.device("cpu" if options.dry_run else "cuda")
     try:
-        if not options.dry_run and not torch.cuda.is_available():
-            raise BenchmarkError("needs a CUDA device; there is none, so nothing is measured")
+        device = device_to_time(dry_run=options.dry_run)
         report = start_report(options.drafter, device)
         with ClockWatch() as clocks:
             for row in tqdm(measure(options, report, device), unit="case"):
@@ -93,12 +92,11 @@ def main() -> int:
 def start_report(drafter: str, device: torch.device) -> dict[str, Any]:
     """What is known before the first case."""
     is_dry = device.type != "cuda"
-    sizes = {"megabytes": 1} if is_dry else {}
     return {
         **environment(),
         "drafter": drafter,
         "shape": asdict(DRAFTERS[drafter]),
-        "copy_gb_per_s": significant(copy_bandwidth(device, **sizes) / 1e9),
+        "copy_gb_per_s": significant(copy_bandwidth(device) / 1e9),
         "product_tflop_per_s": significant(product_rate(device, 64 if is_dry else 8192) / 1e12),
         "results": [],
         "left_out": [],  # cases that do not fit

@@ -28,7 +28,15 @@ from p_eagle_cuda.arguments import OneLineParser, positive_int
 from p_eagle_cuda.errors import PEagleError
 from p_eagle_cuda.ops.verification import Sampling
 from p_eagle_cuda.tree import Tree
-from timing import Call, copy_bandwidth, environment, num_copies, time_candidates, write_json
+from timing import (
+    Call,
+    copy_bandwidth,
+    device_to_time,
+    environment,
+    num_copies,
+    time_candidates,
+    write_json,
+)
 
 RULES = ("greedy chain", "greedy tree", "sampled chain", "sampled tree")
 BRANCHES = 2  # children of every node of a tree, while there are nodes left
@@ -322,11 +330,9 @@ def table(report: dict[str, Any]) -> str:
 def main() -> int:
     """Measure, print a table, write the JSON that was asked for as it grows."""
     options = _parser().parse_args()
-    device = torch.device("cpu" if options.dry_run else "cuda")
     try:
-        if not options.dry_run and not torch.cuda.is_available():
-            raise PEagleError("needs a CUDA device; there is none, so nothing is measured")
-        bandwidth = copy_bandwidth(device, **({"megabytes": 1} if options.dry_run else {}))
+        device = device_to_time(dry_run=options.dry_run)
+        bandwidth = copy_bandwidth(device)
         report: dict[str, Any] = {
             **environment(), "copy_gb_per_s": round(bandwidth / 1e9, 1), "results": [],
             "left_out": {}, "errors": [],

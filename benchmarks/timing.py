@@ -185,8 +185,22 @@ def sum_by_kernel(
     return {name: {k: round(v, 2) for k, v in each.items()} for name, each in ordered}
 
 
-def copy_bandwidth(device: torch.device, megabytes: int = 512) -> float:
+def device_to_time(*, dry_run: bool) -> torch.device:
+    """The GPU; the CPU for a dry run.
+
+    Raises:
+        PEagleError: There is no GPU.
+    """
+    from p_eagle_cuda.errors import PEagleError  # this file also runs before there is a package
+
+    if not dry_run and not torch.cuda.is_available():
+        raise PEagleError("needs a CUDA device; there is none, so nothing is measured")
+    return torch.device("cpu" if dry_run else "cuda")
+
+
+def copy_bandwidth(device: torch.device) -> float:
     """Bytes per second of a large copy, read and written, what memory gives at best in practice."""
+    megabytes = 512 if device.type == "cuda" else 1
     source = torch.empty(megabytes << 20, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     (timing,) = time_candidates({"copy": [lambda: target.copy_(source)]}).values()

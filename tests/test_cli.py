@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
 from checkpoints import write_drafter, write_target
+from command_errors import assert_one_line
 from p_eagle_cuda import ops
 from p_eagle_cuda.cli import main
 from p_eagle_cuda.draft_length import DraftLengthPolicy
@@ -288,14 +289,6 @@ BAD_CALLS = {
     "no file": (["--prompts", "nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
     "not utf-8": (["caf\udce9"], "the prompt is not Unicode text: character 3 is '\\udce9'"),
 }
-
-
-def assert_one_line(result: tuple[int, str, str], message: str) -> None:
-    code, out, err = result
-    assert code == 2
-    assert message in err
-    assert err.count("\n") == 1, err
-    assert not out
 
 
 @pytest.mark.parametrize("name", BAD_CALLS)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from command_errors import assert_one_line
 from fake_vllm import FakeVllm, serving
 from p_eagle_cuda.cli import main
 from p_eagle_cuda.evaluation import command, report
@@ -190,14 +191,6 @@ def test_a_plot(run: Run, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 # ---- One line for each mistake -------------------------------------------------------------------
-
-
-def assert_one_line(result: tuple[int, str, str], message: str) -> None:
-    code, out, err = result
-    assert code == 2
-    assert message in err
-    assert err.count("\n") == 1, err
-    assert not out
 
 
 @pytest.mark.parametrize("name", NAMES)
