@@ -283,6 +283,23 @@ def rope_cache(device: str, dtype: torch.dtype) -> Arguments:
     return {"heads": heads} | {name: a[name] for name in names}
 
 
+def gemm(device: str, dtype: torch.dtype) -> Arguments:
+    a = linear_residual(device, dtype)
+    names = ("x", "weight", "bias", "num_rows")
+    out = _output(device, dtype, R, H)
+    return {name: a[name] for name in names} | {"out": out, "workspace": _workspace(device)}
+
+
+def gemm_residual(device: str, dtype: torch.dtype) -> Arguments:
+    a = linear_residual(device, dtype)
+    return {name: x for name, x in a.items() if name != "weight_scale"}
+
+
+def gemm_swiglu(device: str, dtype: torch.dtype) -> Arguments:
+    a = norm_swiglu(device, dtype)
+    return {name: a[name] for name in ("x", "gate_up", "num_rows", "out", "workspace")}
+
+
 def build_tree(device: str, dtype: torch.dtype) -> Arguments:
     """Two requests, K = 3, four entries of which some do not exist; drawn into a shape."""
     wide, N = _wide(dtype), 7
@@ -393,7 +410,7 @@ CASES: dict[str, Callable[[str, torch.dtype], Arguments]] = {
     for f in (
         prepare_inputs, project_taps, embed_norm_concat, qkv_rope_cache, plan_attention,
         paged_attention, linear_residual, norm_swiglu, lm_head_topk, gather_taps, norm_rows,
-        gate_rows, rope_cache, build_tree, verify, logit_floors,
+        gate_rows, rope_cache, gemm, gemm_residual, gemm_swiglu, build_tree, verify, logit_floors,
         apply_penalties, compact_cache,
     )
 }  # fmt: skip
@@ -416,6 +433,9 @@ OUTPUTS = {
     "norm_rows": ("out",),
     "gate_rows": ("out",),
     "rope_cache": ("q", "k_cache", "v_cache"),
+    "gemm": ("out",),
+    "gemm_residual": ("residual", "sum_squares"),
+    "gemm_swiglu": ("out",),
     "build_tree": ("candidates", "parents", "depths", *TREE_LINKS, "num_nodes"),
     "verify": ("tokens", "path", "num_accepted", "num_rejected", "last_row", "next_tokens"),
     "logit_floors": ("floors",),

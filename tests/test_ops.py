@@ -40,6 +40,9 @@ DEFINES_SIZES = {
     "norm_rows": {"x"},
     "gate_rows": {"gate_up"},
     "rope_cache": {"heads", "q", "k_cache"},
+    "gemm": {"x", "weight"},
+    "gemm_residual": {"x", "weight"},
+    "gemm_swiglu": {"x", "gate_up"},
     "build_tree": {"ids", "candidates", "shape_parents"},
     "verify": {"logits", "candidates", "draft_ids"},
     "logit_floors": {"logits", "temperature"},
@@ -111,7 +114,11 @@ def run_reference(name: str, a: Arguments) -> dict[str, Tensor]:
         return {"out": out}
     if name == "plan_attention":
         return {"work": planned(a)}
-    if name == "linear_residual":
+    if name == "gemm":
+        return {"out": torch.nn.functional.linear(a["x"][:n], a["weight"], a["bias"])}
+    if name == "gemm_swiglu":
+        return {"out": reference.gate_rows(a["x"][:n] @ a["gate_up"].T)}
+    if name in ("linear_residual", "gemm_residual"):
         residual = reference.linear_residual(a["x"][:n], a["weight"], a["bias"], a["residual"][:n])
         return {"residual": residual, "sum_squares": reference.sum_squares(residual)}
     if name == "norm_swiglu":

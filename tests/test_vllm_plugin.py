@@ -50,7 +50,7 @@ def test_options() -> None:
         ({"cuda_graphs": 1}, "cuda_graphs must be of type bool, got 1"),
         ({"max_target_rows": True}, "max_target_rows must be of type int, got True"),
         ({"max_target_rows": 0}, "max_target_rows must be at least 1, got 0"),
-        ({"linear": "cublas"}, '"auto", "fused" or "torch", got \'cublas\''),
+        ({"linear": "cublas"}, "one of auto, fused, torch, cutlass, got 'cublas'"),
         ({"weights": "int4"}, "weights must be one of auto, bf16, fp8_head, fp8, got 'int4'"),
     ],
 )

@@ -94,9 +94,8 @@ struct GemmStore : GemmEpilogue<Element> {
       };
       if (params.accumulates) {
         block.for_each_vec([&](int row, int column, Vec& vec) {
-          vec = exists(row, column)
-                    ? Base::place(params, N, first_row + row, first_column + column)
-                    : Vec{};
+          vec = exists(row, column) ? Base::place(params, N, first_row + row, first_column + column)
+                                    : Vec{};
         });
         __syncwarp();
       }

@@ -154,8 +154,8 @@ class CollectiveCta {
       int const tile_end = min(shared_.end, (tile + 1) * shared_.partition.tile_blocks);
       auto const place =
           cute::make_coord(row_tile(tile), cute::make_coord(0, 0, weight_tile(tile)), cute::_, 0);
-      auto const columns = cute::make_coord_iterator(
-          unit % shared_.partition.tile_blocks, cute::shape<3>(cute::get<0>(inputs)));
+      auto const columns = cute::make_coord_iterator(unit % shared_.partition.tile_blocks,
+                                                     cute::shape<3>(cute::get<0>(inputs)));
       mainloop.load(mainloop_, pipeline_, state, inputs, place, columns, tile_end - unit,
                     threadIdx.x % kWarpSize, rank(), shared_.operands);
       state.advance(tile_end - unit);

@@ -1,6 +1,8 @@
 // From the arguments of a matrix product to the kernel and the tile that are made for them.
 #pragma once
 
+#include <algorithm>
+
 #include "collectives/kernel.cuh"
 
 namespace p_eagle {
@@ -29,8 +31,8 @@ cudaError_t launch_collective_with(GemmParams const& params, cudaStream_t stream
   auto const mainloop =
       Mainloop::to_underlying_arguments(Epilogue::problem_shape(params), arguments, nullptr);
   LinearPartition const partition =
-      collective_partition(kCluster, params.max_rows, params.weight.rows,
-                           params.weight.columns, wide_grid(num_sms) / kCluster);
+      collective_partition(kCluster, params.max_rows, params.weight.rows, params.weight.columns,
+                           std::max(wide_grid(num_sms) / kCluster, 1));
   LaunchPlan const plan{.grid = dim3(partition.num_ctas * kCluster),
                         .block = dim3(CollectiveTile::kThreads),
                         .smem_bytes = sizeof(Storage),

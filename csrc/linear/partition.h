@@ -55,12 +55,12 @@ P_EAGLE_HOST_DEVICE constexpr int collective_row_tiles(int cluster, int num_rows
 
 // Deals the tiles of the rows that exist to clusters. They are cut unless whole ones keep nine tenths
 // of the clusters busy: parts of a tile cost a trip through L2.
-P_EAGLE_HOST_DEVICE constexpr LinearPartition collective_partition(int cluster,
-                                                                   int num_rows, int weight_rows,
-                                                                   int columns, int num_clusters) {
-  int const num_tiles = collective_row_tiles(cluster, num_rows) *
-                        ((weight_rows + CollectiveTile::kWeightRows - 1) /
-                         CollectiveTile::kWeightRows);
+P_EAGLE_HOST_DEVICE constexpr LinearPartition collective_partition(int cluster, int num_rows,
+                                                                   int weight_rows, int columns,
+                                                                   int num_clusters) {
+  int const num_tiles =
+      collective_row_tiles(cluster, num_rows) *
+      ((weight_rows + CollectiveTile::kWeightRows - 1) / CollectiveTile::kWeightRows);
   int const places = (num_tiles + num_clusters - 1) / num_clusters * num_clusters;
   return LinearPartition::make(num_tiles, (columns + kBlockColumns - 1) / kBlockColumns,
                                num_clusters, 10 * num_tiles < 9 * places);

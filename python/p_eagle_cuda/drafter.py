@@ -86,8 +86,8 @@ class Drafter:
             joined_taps: Whether `propose` gets the taps side by side, in one tensor
                 ``[T, n Ht]``. Not for checkpoints with a norm of its own for each tap.
             linear: Backend of the linear layers: "fused" kernels, which are made for up to 32
-                rows; "torch", which is cuBLAS on CUDA; "auto" for what the package's table says;
-                or another such table. See `linear_backends`.
+                rows; "torch", which is cuBLAS on CUDA; "cutlass", for many rows on Hopper; "auto"
+                for what the package's table says; or another such table. See `linear_backends`.
             cuda_graphs: Whether padded batches are replayed as graphs on CUDA. Launched kernel by
                 kernel they give the same bits.
             batch_sizes: What batches are padded to, ascending; 1, 2, 4, 8, 12, 16 and so on up to

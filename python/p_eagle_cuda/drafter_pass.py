@@ -15,11 +15,11 @@ from p_eagle_cuda.reference import STATISTIC_COLUMNS, LayerCache
 from p_eagle_cuda.tracing import Tracer
 from p_eagle_cuda.weights import DrafterWeights
 
-# What a pass calls, on either backend of the linear layers.
+# What a pass calls, on any backend of the linear layers.
 PASS_OPS = (
-    "embed_norm_concat", "gate_rows", "gather_taps", "linear_residual", "lm_head_topk",
-    "norm_rows", "norm_swiglu", "paged_attention", "plan_attention", "prepare_inputs",
-    "project_taps", "qkv_rope_cache", "rope_cache",
+    "embed_norm_concat", "gate_rows", "gather_taps", "gemm", "gemm_residual", "gemm_swiglu",
+    "linear_residual", "lm_head_topk", "norm_rows", "norm_swiglu", "paged_attention",
+    "plan_attention", "prepare_inputs", "project_taps", "qkv_rope_cache", "rope_cache",
 )  # fmt: skip
 
 

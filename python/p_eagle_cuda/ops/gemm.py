@@ -1,4 +1,4 @@
-"""Matrix products of many rows: on Hopper the collectives of CUTLASS, for prompts and large batches.
+"""Matrix products of many rows, for prompts and large batches: on Hopper CUTLASS's collectives.
 
 They are what the fused linear layers are between their norms and caches, for rows that something
 else has normed. Unlike a product of torch's they know the number of rows on the device: tiles of
@@ -99,7 +99,7 @@ def gemm(
 
     Numerics:
         Products accumulate in float32 or wider, the bias is added to that, one rounding. On CUDA
-        in what order depends on R and on how many rows exist: a row's last bits depend on its batch.
+        the order of the sums depends on R and on how many rows exist: so do a row's last bits.
 
     Raises:
         RuntimeError: On CUDA, of another compute capability than 9.0.

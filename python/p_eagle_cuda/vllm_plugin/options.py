@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from p_eagle_cuda.errors import ConfigError
+from p_eagle_cuda.linear_table import BACKENDS
 from p_eagle_cuda.precision import WEIGHT_PRECISIONS
 
 KEY = "p_eagle_cuda"
@@ -21,7 +22,7 @@ class PluginOptions:
         cuda_graphs: Whether decoding passes are replayed as CUDA graphs. vLLM's ``enforce_eager``
             turns them off, too.
         max_target_rows: Prompt rows that go through the drafter's layers together.
-        linear: Backend of the linear layers, "auto", "fused" or "torch".
+        linear: Backend of the linear layers, "auto", "fused", "torch" or "cutlass".
         weights: "auto" or "bf16" for vLLM's own, shared; "fp8_head" for an FP8 output head, "fp8"
             for all matrices in FP8. What becomes FP8 is freed in vLLM's drafter, so if the caches
             turn out to be of a kind that we do not serve, vLLM ends with an error.
@@ -62,9 +63,9 @@ class PluginOptions:
             raise ConfigError(
                 f"{KEY}: max_target_rows must be at least 1, got {options.max_target_rows}"
             )
-        if options.linear not in ("auto", "fused", "torch"):
+        if options.linear not in BACKENDS:
             raise ConfigError(
-                f'{KEY}: linear must be "auto", "fused" or "torch", got {options.linear!r}'
+                f"{KEY}: linear must be one of {', '.join(BACKENDS)}, got {options.linear!r}"
             )
         if options.weights not in WEIGHT_PRECISIONS:
             raise ConfigError(
