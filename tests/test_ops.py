@@ -338,7 +338,7 @@ def test_public_function_allocates_what_it_returns(name: str, device: Device) ->
     plain = clone(arguments)
     given = {n: x for n, x in plain.items() if n not in OUTPUTS[name] or n.endswith("_cache")}
     given.pop("workspace", None)
-    if name == "linear_residual":
+    if name in ("linear_residual", "gemm_residual"):
         given["residual"] = plain["residual"]
     if name in ("plan_attention", "prepare_inputs"):
         given["work"] = plain["work"]
