@@ -1,11 +1,11 @@
 """The linear layers: the fused kernels and CUTLASS's against cuBLAS, weights not in L2.
 
 For each weight of a drafter and each number of rows: microseconds, GB/s, the share of the measured
-copy bandwidth, and the ratios to cuBLAS. The fused op does all of its layer; cuBLAS is timed for the
-product alone, without the norm, the activation, the rotation or the cache that go with it, so the
-comparison favours cuBLAS. CUTLASS's op has the residual and the activation with its product, and
-is timed on compute capability 9.0, with 16-bit weights. Results are checked against float32 before
-anything is timed.
+copy bandwidth, and the ratios to cuBLAS. The fused op does all of its layer; cuBLAS is timed for
+the product alone, without the norm, the activation, the rotation or the cache that go with it, so
+the comparison favours cuBLAS. CUTLASS's op has the residual and the activation with its product,
+and is timed on compute capability 9.0, with 16-bit weights. Results are checked against float32
+before anything is timed.
 """
 
 from __future__ import annotations
@@ -123,11 +123,9 @@ class Layer:
     @property
     def has_cutlass(self) -> bool:
         """Whether CUTLASS's op runs here."""
-        is_there = self.device.type == "cpu" or torch.cuda.get_device_capability(self.device) == (
-            9,
-            0,
-        )
-        return is_there and not self.quantised
+        if self.device.type == "cpu":
+            return not self.quantised
+        return torch.cuda.get_device_capability(self.device) == (9, 0) and not self.quantised
 
     def _project_taps(self, weight: Tensor, scale: Tensor | None) -> Call:
         R, H = self.x.shape[0], self.rows
