@@ -117,13 +117,9 @@ def plan_attention(device: str, dtype: torch.dtype) -> Arguments:
         "row_start": torch.tensor([0, 3, 6], device=device, dtype=torch.int32),
         "seq_lens": torch.tensor([6, 1023], device=device, dtype=torch.int32),
         "positions": torch.tensor([3, 4, 5, 1020, 1021, 1022, 0, 0, 0], device=device),
-        "num_heads": NQ,
-        "num_kv_heads": NKV,
-        "max_keys": 4096,
-        "window": 0,
-        "is_tree": False,
+        "num_heads": NQ, "num_kv_heads": NKV, "max_keys": 4096, "window": 0, "is_tree": False,
         "work": work_map(R, B, NQ // NKV, device),
-    }
+    }  # fmt: skip
 
 
 def embed_norm_concat(device: str, dtype: torch.dtype) -> Arguments:
@@ -131,19 +127,12 @@ def embed_norm_concat(device: str, dtype: torch.dtype) -> Arguments:
     hidden = _rows(device, dtype, H)
     hidden[source_row < 0] = float("nan")
     return {
-        "token_ids": torch.randint(V, (R,), device=device),
-        "source_row": source_row,
-        "num_rows": _count(device),
-        "embedding": _randn(device, dtype, V, H),
-        "hidden": hidden,
-        "mask_hidden": _randn(device, dtype, H),
-        "embed_weight": _norm(device, dtype, H),
-        "hidden_weight": _norm(device, dtype, H),
-        "eps": 1e-5,
-        "norm_before_residual": False,
-        "out": _output(device, dtype, R, 2 * H),
-        "residual": _output(device, dtype, R, H),
-    }
+        "token_ids": torch.randint(V, (R,), device=device), "source_row": source_row,
+        "num_rows": _count(device), "embedding": _randn(device, dtype, V, H), "hidden": hidden,
+        "mask_hidden": _randn(device, dtype, H), "embed_weight": _norm(device, dtype, H),
+        "hidden_weight": _norm(device, dtype, H), "eps": 1e-5, "norm_before_residual": False,
+        "out": _output(device, dtype, R, 2 * H), "residual": _output(device, dtype, R, H),
+    }  # fmt: skip
 
 
 def project_taps(device: str, dtype: torch.dtype) -> Arguments:
@@ -239,17 +228,32 @@ def prepare_inputs(device: str, dtype: torch.dtype) -> Arguments:
         "mask_token_id": V - 1,
         "block_size": BLOCK,
         "max_position": 64,
-        "token_ids": output(rows, torch.int64),
-        "positions": output(rows, torch.int64),
-        "slots": output(rows, torch.int64),
-        "source_row": output(rows, torch.int32),
-        "row_start": output(3, torch.int32),
-        "seq_lens": output(2, torch.int32),
-        "sample_rows": output(6, torch.int32),
-        "work": work,
-        "num_heads": NQ,
-        "num_kv_heads": NKV,
+        "token_ids": output(rows, torch.int64), "positions": output(rows, torch.int64),
+        "slots": output(rows, torch.int64), "source_row": output(rows, torch.int32),
+        "row_start": output(3, torch.int32), "seq_lens": output(2, torch.int32),
+        "sample_rows": output(6, torch.int32), "work": work, "num_heads": NQ, "num_kv_heads": NKV,
         "window": 0,
+    }  # fmt: skip
+
+
+def prune_rows(device: str, dtype: torch.dtype) -> Arguments:
+    """Three requests of 5, 0 and 4 rows, K = 3, so that 6 are kept; with a map."""
+    int32, map_of = {"device": device, "dtype": torch.int32}, plan_attention(device, dtype)
+    x, work = _randn(device, dtype, R, H), work_map(9, 3, NQ // NKV, device)
+    x[[0, 1, 5]] = float("nan")
+    work[:WORK_HEADER] = 0  # it has the counter of arrivals
+    return {
+        "x": x,
+        "positions": torch.tensor([-9, -9, 5, 6, 7, -9, 1021, 1022, 1023], device=device),
+        "row_start": torch.tensor([0, 5, 5, 9], **int32),
+        "sample_rows": torch.tensor([2, 3, 4, -1, -1, -1, 6, 7, -1], **int32),
+        "seq_lens": torch.tensor([8, 0, 1023], **int32),
+        "out": _output(device, dtype, 9, H),
+        **_filled(device, torch.int64, ["pruned_positions"], 9),
+        **_filled(device, torch.int32, ["pruned_row_start"], 4),
+        **_filled(device, torch.int32, ["pruned_sample_rows"], 9),
+        "work": work,
+        **{name: map_of[name] for name in ("num_heads", "num_kv_heads", "max_keys", "window")},
     }
 
 
@@ -410,8 +414,8 @@ CASES: dict[str, Callable[[str, torch.dtype], Arguments]] = {
     for f in (
         prepare_inputs, project_taps, embed_norm_concat, qkv_rope_cache, plan_attention,
         paged_attention, linear_residual, norm_swiglu, lm_head_topk, gather_taps, norm_rows,
-        gate_rows, rope_cache, gemm, gemm_residual, gemm_swiglu, build_tree, verify, logit_floors,
-        apply_penalties, compact_cache,
+        gate_rows, rope_cache, gemm, gemm_residual, gemm_swiglu, prune_rows, build_tree, verify,
+        logit_floors, apply_penalties, compact_cache,
     )
 }  # fmt: skip
 
@@ -430,12 +434,12 @@ OUTPUTS = {
     "norm_swiglu": ("out",),
     "lm_head_topk": ("ids", "logits", "lse"),
     "gather_taps": ("out",),
-    "norm_rows": ("out",),
-    "gate_rows": ("out",),
+    **dict.fromkeys(["norm_rows", "gate_rows", "gemm", "gemm_swiglu"], ("out",)),
     "rope_cache": ("q", "k_cache", "v_cache"),
-    "gemm": ("out",),
     "gemm_residual": ("residual", "sum_squares"),
-    "gemm_swiglu": ("out",),
+    "prune_rows": (
+        "out", "pruned_positions", "pruned_row_start", "pruned_sample_rows", "work",
+    ),
     "build_tree": ("candidates", "parents", "depths", *TREE_LINKS, "num_nodes"),
     "verify": ("tokens", "path", "num_accepted", "num_rejected", "last_row", "next_tokens"),
     "logit_floors": ("floors",),

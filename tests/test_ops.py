@@ -33,16 +33,14 @@ DEFINES_SIZES = {
     "qkv_rope_cache": {"x", "q", "k_cache"},
     "plan_attention": {"seq_lens", "positions"},
     "paged_attention": {"q", "k_cache", "block_table"},
-    "linear_residual": {"x", "weight"},
-    "norm_swiglu": {"x", "gate_up"},
+    **{op: {"x", "weight"} for op in ("linear_residual", "gemm", "gemm_residual")},
+    **{op: {"x", "gate_up"} for op in ("norm_swiglu", "gemm_swiglu")},
     "lm_head_topk": {"x", "weight", "ids"},
     "gather_taps": {"taps", "source_row"},
     "norm_rows": {"x"},
     "gate_rows": {"gate_up"},
     "rope_cache": {"heads", "q", "k_cache"},
-    "gemm": {"x", "weight"},
-    "gemm_residual": {"x", "weight"},
-    "gemm_swiglu": {"x", "gate_up"},
+    "prune_rows": {"x", "sample_rows", "seq_lens"},
     "build_tree": {"ids", "candidates", "shape_parents"},
     "verify": {"logits", "candidates", "draft_ids"},
     "logit_floors": {"logits", "temperature"},
@@ -55,6 +53,9 @@ WHOLE_OUTPUTS = {
     "prepare_inputs", "plan_attention", "lm_head_topk", "build_tree", "verify", "logit_floors",
     "apply_penalties",
 }  # fmt: skip
+
+# These are written whole by an op that writes others only as far as there are rows.
+WHOLE_WITH_ROWS = {"pruned_row_start", "pruned_sample_rows", "work"}
 
 CPU = DEVICES["cpu"]
 
@@ -115,29 +116,33 @@ def run_reference(name: str, a: Arguments) -> dict[str, Tensor]:
     if name == "plan_attention":
         return {"work": planned(a)}
     if name == "gemm":
-        return {"out": torch.nn.functional.linear(a["x"][:n], a["weight"], a["bias"])}
-    if name == "gemm_swiglu":
-        return {"out": reference.gate_rows(a["x"][:n] @ a["gate_up"].T)}
+        return {"out": torch.addmm(a["bias"], a["x"][:n], a["weight"].T)}
     if name in ("linear_residual", "gemm_residual"):
         residual = reference.linear_residual(a["x"][:n], a["weight"], a["bias"], a["residual"][:n])
         return {"residual": residual, "sum_squares": reference.sum_squares(residual)}
     if name == "norm_swiglu":
         return {"out": reference.norm_swiglu(a["x"][:n], a["norm_weight"], a["gate_up"], a["eps"])}
     if name == "gather_taps":
-        out = reference.gather_taps(
-            a["taps"], a["source_row"][:n], a["input_norm"], a["fc_norms"], a["eps"]
-        )
-        return {"out": out}
+        norms = a["input_norm"], a["fc_norms"]
+        return {"out": reference.gather_taps(a["taps"], a["source_row"][:n], *norms, a["eps"])}
     if name == "norm_rows":
         return {"out": reference.rms_norm(a["x"][:n], a["norm_weight"], a["eps"])}
-    if name == "gate_rows":
-        return {"out": reference.gate_rows(a["gate_up"][:n])}
+    if name in ("gate_rows", "gemm_swiglu"):
+        product = a["gate_up"][:n] if name == "gate_rows" else a["x"][:n] @ a["gate_up"].T
+        return {"out": reference.gate_rows(product)}
     if name == "rope_cache":
         q, k, v = reference.rope_heads(
             a["heads"][:n], a["q_norm"], a["k_norm"], a["rope"], a["positions"][:n],
             a["k_cache"].shape[1], a["eps"],
         )  # fmt: skip
         return {"q": q, **written_caches(a, k, v)}
+    if name == "prune_rows":
+        rows = reference.prune_rows(a["x"], a["positions"], a["row_start"], a["sample_rows"])
+        positions = torch.cat([rows.positions, rows.positions.new_zeros(9 - N_REAL)])
+        inputs = {"row_start": rows.row_start, "seq_lens": a["seq_lens"], "positions": positions}
+        heads = {x: a[x] for x in ("num_heads", "num_kv_heads", "max_keys", "window")}
+        work = planned(inputs | heads | {"is_tree": False, "work": a["work"]})
+        return dict(zip(OUTPUTS[name], (*rows, work), strict=True))
     if name == "build_tree":
         shape = Topology(a["shape_parents"], a["shape_ranks"])
         return build_tree(
@@ -163,12 +168,12 @@ def run_reference(name: str, a: Arguments) -> dict[str, Tensor]:
         nodes = a["row_start"], a["candidates"]
         logits = apply_penalties(a["logits"], *nodes, occurrences, penalties, a["parents"])
         return {"logits": logits}
-    noise = Noise(a["noise_keys"], a["noise_positions"], a["temperature"])
-    ids, logits, lse = reference.lm_head_topk(
+    noise = Noise(*(a[x] for x in ("noise_keys", "noise_positions", "temperature")))
+    found = reference.lm_head_topk(
         a["x"], a["sample_rows"], a["norm_weight"], a["weight"], a["draft_to_target"],
         a["ids"].shape[1], a["eps"], vocab_subset=a["vocab_subset"], noise=noise,
     )  # fmt: skip
-    return {"ids": ids, "logits": logits, "lse": lse}
+    return dict(zip(OUTPUTS["lm_head_topk"], found, strict=True))
 
 
 def planned(a: Arguments) -> Tensor:
@@ -214,7 +219,7 @@ def test_matches_reference(name: str, dtype: torch.dtype, device: Device) -> Non
             assert_as_accurate_as_torch(
                 output, actual[present], expected[present], unfused[output][present]
             )
-        elif name in ("embed_norm_concat", "gather_taps", "norm_rows", "gate_rows"):
+        elif name in ("embed_norm_concat", "gather_taps", "norm_rows", "gate_rows", "prune_rows"):
             assert_rounded_once(output, actual, expected)
         elif name == "project_taps":
             real = arguments["source_row"][: len(expected)] >= 0
@@ -236,7 +241,8 @@ def test_writes_only_its_outputs_and_rows(name: str, device: Device) -> None:
         x = arguments[output]
         if output == "sum_squares":
             x = x.T
-        is_rows = name not in WHOLE_OUTPUTS and not output.endswith("_cache")
+        is_whole = name in WHOLE_OUTPUTS or output in WHOLE_WITH_ROWS
+        is_rows = not is_whole and not output.endswith("_cache")
         if is_rows and has_row_count:
             assert (x[N_REAL:] == SENTINEL).all(), f"{output}: wrote rows that do not exist"
         if output.endswith("_cache") and name != "compact_cache":
@@ -274,6 +280,10 @@ def test_no_rows(name: str, device: Device) -> None:
         assert (arguments["slots"] == -1).all()
     elif name == "lm_head_topk":
         assert (arguments["ids"] == -1).all()
+    elif name == "prune_rows":
+        assert not arguments["pruned_row_start"].any()
+        assert (arguments["pruned_sample_rows"] == -1).all()
+        assert (arguments["out"] == SENTINEL).all()
     elif name == "plan_attention":
         assert arguments["work"][:2].tolist() == [0, 0]
     elif name == "build_tree":
@@ -340,7 +350,7 @@ def test_public_function_allocates_what_it_returns(name: str, device: Device) ->
     given.pop("workspace", None)
     if name in ("linear_residual", "gemm_residual"):
         given["residual"] = plain["residual"]
-    if name in ("plan_attention", "prepare_inputs"):
+    if name in ("plan_attention", "prepare_inputs", "prune_rows"):
         given["work"] = plain["work"]
     if name == "lm_head_topk":
         given["top_k"] = plain["ids"].shape[1]
@@ -361,10 +371,9 @@ def test_public_function_allocates_what_it_returns(name: str, device: Device) ->
     returned = getattr(ops, name)(**given)
     device.call(name, arguments)
     results = returned if isinstance(returned, tuple) else (returned,)
-    if name == "prepare_inputs":
+    if name in ("prepare_inputs", "prune_rows"):
         results = (*results, plain["work"])
-    if name == "compact_cache":  # in place alone
-        results = ()
+    results = () if name == "compact_cache" else results  # in place alone
     if name == "apply_penalties":
         results = (plain["logits"],)
     names = [n for n in OUTPUTS[name] if not n.endswith("_cache")]
@@ -410,13 +419,15 @@ def test_row_counts_out_of_range(rows: int) -> None:
 @pytest.mark.parametrize("name", ["num_heads", "num_kv_heads", "window"])
 def test_numbers_of_a_map_that_is_not_wanted(name: str, device: Device) -> None:
     """Who forgets the map must not go on with an old one."""
-    arguments = case("prepare_inputs", device)
-    arguments |= {"work": None, "num_heads": 0, "num_kv_heads": 0, "window": 0}
-    device.call("prepare_inputs", arguments)
-    with pytest.raises(
-        (ValueError, RuntimeError), match=r"are of a `work` map, got .* without one"
-    ):
-        device.call("prepare_inputs", arguments | {name: 8})
+    for op in ("prepare_inputs", "prune_rows"):
+        arguments = case(op, device)
+        numbers = [x for x in ("num_heads", "num_kv_heads", "max_keys", "window") if x in arguments]
+        arguments |= {"work": None, **dict.fromkeys(numbers, 0)}
+        device.call(op, arguments)
+        with pytest.raises(
+            (ValueError, RuntimeError), match=rf"{op}: .* are of a `work` map, got .* without one"
+        ):
+            device.call(op, arguments | {name: 8})
 
 
 WRONG_NUMBERS_OF_A_MAP = {
@@ -427,7 +438,7 @@ WRONG_NUMBERS_OF_A_MAP = {
 
 
 @pytest.mark.parametrize("number", WRONG_NUMBERS_OF_A_MAP)
-@pytest.mark.parametrize("name", ["prepare_inputs", "plan_attention"])
+@pytest.mark.parametrize("name", ["prepare_inputs", "plan_attention", "prune_rows"])
 def test_maps_that_cannot_be(name: str, number: str, device: Device) -> None:
     value, message = WRONG_NUMBERS_OF_A_MAP[number]
     arguments = case(name, device)
