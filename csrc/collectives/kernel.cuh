@@ -136,7 +136,7 @@ class CollectiveCta {
 
   CUTLASS_DEVICE static int rank() { return blockIdx.x % kCluster; }  // in the cluster
 
-  // Tiles of rows come first, so that the CTAs that run together share weights.
+  // Tiles of rows come first: a run of tiles stays with the same weights, which L2 then has.
   CUTLASS_DEVICE int row_tile(int tile) const {
     return tile % collective_row_tiles(kCluster, shared_.num_rows) * kCluster + rank();
   }
