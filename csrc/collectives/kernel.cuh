@@ -11,7 +11,7 @@
 //
 // A cluster of two CTAs has rows one below the other, and each brings half of the weight to both.
 // The weight's rows are taken in groups of 16, the 8 and 8 of a group from where the epilogue wants
-// them to meet: three dimensions of the tensor map (epilogue.cuh).
+// them to meet: three dimensions of the tensor map (gemm_epilogue.cuh).
 //
 // Numerics: products accumulate in float32. Where tiles are cut depends on the number of rows.
 #pragma once
@@ -24,7 +24,7 @@
 #include <cutlass/gemm/collective/builders/sm90_gmma_builder.inl>
 #include <cutlass/gemm/collective/sm90_mma_tma_gmma_ss_warpspecialized.hpp>
 
-#include "collectives/epilogue.cuh"
+#include "collectives/gemm_epilogue.cuh"
 #include "common/launch.h"
 #include "linear/partition.h"
 #include "linear/product.cuh"

@@ -52,9 +52,10 @@ SAMPLES = {
         included=[
             CSRC / file
             for file in (
-                "ops.h", "common/launch.h", "linear/tiles.h", "linear/partition.h",
-                "common/arrival.cuh", "linear/product.cuh", "collectives/epilogue.cuh",
-                "collectives/kernel.cuh", "collectives/launch.cuh",
+                "ops.h", "common/launch.h", "common/reduce.cuh", "common/arrival.cuh",
+                "linear/tiles.h", "linear/partition.h", "linear/product.cuh",
+                "linear/weights.cuh", "linear/rows.cuh", "linear/epilogue.cuh",
+                "collectives/gemm_epilogue.cuh", "collectives/kernel.cuh", "collectives/launch.cuh",
             )
         ],
         includes=(FOLDER, CSRC),
