@@ -10,15 +10,15 @@ from torch import Tensor
 
 from p_eagle_cuda import Drafter, reference
 from p_eagle_cuda.buffers import PassInputs
-from p_eagle_cuda.config import DrafterConfig, RopeConfig
+from p_eagle_cuda.config import DrafterConfig
 from p_eagle_cuda.kv_cache import allocate_cache
+from p_eagle_cuda.planning.phases import Batch
 from p_eagle_cuda.precision import quantize_rows
 from p_eagle_cuda.rope import rope_table
 from p_eagle_cuda.weights import DrafterWeights, LayerWeights
-from shapes import DrafterShape
+from shapes import EPS
 
 BLOCK_SIZE = 16
-EPS = 1e-5
 PATTERNS = ("0", "mean", "K", "ragged")
 KV_DTYPES = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
 WEIGHT_PRECISIONS = ("bf16", "fp8_head", "fp8")  # as in `Drafter.from_pretrained`
@@ -52,6 +52,10 @@ class Case:
         quarters = [1, 7, 3, 5]
         return [max(self.context * quarters[b % 4] // 4, 1) for b in range(self.batch)]
 
+    def as_batch(self) -> Batch:
+        """For the count of bytes and operations."""
+        return Batch(self.k, self.num_accepted(), self.contexts())
+
     def positions(self) -> list[int]:
         """How many each request has room for: its context, and all rows before rejection."""
         return [context + 2 * self.k for context in self.contexts()]
@@ -59,27 +63,6 @@ class Case:
     def num_blocks(self) -> int:
         """In the caches."""
         return sum(-(-n // BLOCK_SIZE) for n in self.positions())
-
-
-def config_of(shape: DrafterShape, max_position: int) -> DrafterConfig:
-    """Its configuration; the mask token is the last one."""
-    return DrafterConfig(
-        hidden_size=shape.hidden_size,
-        target_hidden_size=shape.hidden_size,
-        num_taps=shape.num_taps,
-        tap_layer_ids=None,
-        intermediate_size=shape.intermediate_size,
-        num_layers=shape.num_layers,
-        num_heads=shape.num_heads,
-        num_kv_heads=shape.num_kv_heads,
-        head_dim=shape.head_dim,
-        vocab_size=shape.vocab_size,
-        draft_vocab_size=shape.vocab_size,
-        rms_norm_eps=EPS,
-        rope=RopeConfig(),
-        max_position_embeddings=max_position,
-        mask_token_id=shape.vocab_size - 1,
-    )
 
 
 def random_weights(

@@ -1,4 +1,4 @@
-"""What the compiler made of the kernels: the instructions that they are about, and no more registers.
+"""What the compiler made of the kernels: their instructions, and no more registers than before.
 
 That nothing spills is in `test_extension.py`, too.
 """
@@ -16,7 +16,6 @@ from kernel_resources import LIBRARY
 from p_eagle_cuda import _C
 from sass import Kernel, find_nvdisasm, kernels
 from sim import summary
-
 
 # What each kernel must have. Every kernel of the library needs an entry here.
 #   LDG, STG       loads and stores of global memory, .128 for 16 bytes of a thread

@@ -9,7 +9,7 @@ chooses for each op by the table of `p_eagle_cuda.linear_table`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -346,7 +346,8 @@ class LinearLayers:
         layers = _weights_by_op(weights)
         refusals = fused_refusals(weights, num_taps) if architecture != "cpu" else {}
         self.choices = tuple(
-            _choose(op, table, architecture, layers[op][0], refusals.get(op)) for op in LINEAR_OPS
+            choose_backend(op, table, architecture, layers[op][0].dtype, refusals.get(op))
+            for op in LINEAR_OPS
         )
         self._fused_rows = {choice.op: choice.fused_rows for choice in self.choices}
         self._fused = FusedLinear(workspace)
@@ -380,14 +381,19 @@ def fused_refusals(weights: DrafterWeights, num_taps: int) -> dict[str, str]:
 
     The shapes alone decide: each reason is one that the op would give on CUDA.
     """
-    refusals = {}
     hidden, gathered = weights.fc.shape
-    head_dim = weights.rope.shape[1]
-    for op, matrices in _weights_by_op(weights).items():
-        columns = {x.shape[1] for x in matrices}
-        if op == "project_taps":
-            columns = {gathered // num_taps}
-        ragged = sorted(x for x in columns if x % STATISTIC_COLUMNS)
+    columns = {op: {x.shape[1] for x in xs} for op, xs in _weights_by_op(weights).items()}
+    columns["project_taps"] = {gathered // num_taps}
+    return size_refusals(columns, hidden, weights.rope.shape[1])
+
+
+def size_refusals(
+    columns: Mapping[str, Collection[int]], hidden: int, head_dim: int
+) -> dict[str, str]:
+    """The same by the columns of each op's weights, of `project_taps` those of one tap."""
+    refusals = {}
+    for op in columns:
+        ragged = sorted(x for x in columns[op] if x % STATISTIC_COLUMNS)
         if ragged:
             refusals[op] = (
                 f"the fused kernels need columns that are a multiple of {STATISTIC_COLUMNS}, "
@@ -401,10 +407,15 @@ def fused_refusals(weights: DrafterWeights, num_taps: int) -> dict[str, str]:
     return refusals
 
 
-def _choose(
-    op: str, table: str | LinearTable, architecture: str, weight: Tensor, refusal: str | None
+def choose_backend(
+    op: str, table: str | LinearTable, architecture: str, weight: torch.dtype, refusal: str | None
 ) -> LinearChoice:
-    is_fp8 = weight.dtype == torch.float8_e4m3fn
+    """Which backend runs an op whose weights have this dtype; see `LinearLayers`.
+
+    Raises:
+        BackendError: None can.
+    """
+    is_fp8 = weight == torch.float8_e4m3fn
     if table == "torch":
         if is_fp8:
             raise BackendError(f"{op}: {FP8_NEEDS_FUSED}")
@@ -418,7 +429,7 @@ def _choose(
     if refusal is not None:
         return LinearChoice(op, 0, refusal)
     assert isinstance(table, LinearTable)
-    found = table.find(architecture, op, weight.dtype)
+    found = table.find(architecture, op, weight)
     return LinearChoice(op, found.fused_rows, found.measured)
 
 

@@ -1,0 +1,201 @@
+"""What the kernels of a pass must move and compute: the count behind floors and predictions.
+
+A phase is a kernel of `DrafterPass` on the fused backend. Bytes: each weight once, the stored keys
+and values of the context once, and the rows that enter the pass. What one kernel hands to the next
+is counted apart, in `Phase.rows`, because it can stay in L2. Operations: of rows that exist.
+Rejected rows are none; in the first layer all mask rows have the same queries, keys and values; in
+the last one only sampled rows need to go on after attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from p_eagle_cuda.config import DrafterConfig
+
+ACTIVATION_BYTES = 2  # of an element of a row: bfloat16
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Requests that decode: each has verified k drafts, of which some were accepted.
+
+    Attributes:
+        k: K, tokens drafted for each request.
+        accepted: By request, accepted drafts; a fraction stands for a mean over many steps.
+        contexts: By request, positions whose keys and values are stored already.
+    """
+
+    k: int
+    accepted: Sequence[float]
+    contexts: Sequence[int]
+
+    @classmethod
+    def of_equal(cls, size: int, k: int, accepted: float, context: int) -> Batch:
+        """Requests that are alike."""
+        return cls(k, [accepted] * size, [context] * size)
+
+    @property
+    def size(self) -> int:
+        """B, requests."""
+        return len(self.accepted)
+
+    @property
+    def real_rows(self) -> float:
+        """Rows of tokens that the target has accepted, its own included."""
+        return sum(accepted + 1 for accepted in self.accepted)
+
+    @property
+    def rows(self) -> float:
+        """All rows that exist: those, and K - 1 mask rows for each request."""
+        return self.real_rows + self.size * (self.k - 1)
+
+    @property
+    def padded_rows(self) -> int:
+        """R, rows that the buffers of a graph have room for: no draft rejected."""
+        return self.size * 2 * self.k
+
+    @property
+    def sampled_rows(self) -> int:
+        """Rows that the head reads."""
+        return self.size * self.k
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Bytes of an element of what is not a row of activations."""
+
+    weight: int = 2
+    head: int = 2
+    cache: int = 2
+
+    @classmethod
+    def of(cls, weights: str, kv_dtype: str) -> Precision:
+        """By the names of `p_eagle_cuda.precision`, for the working dtype bfloat16."""
+        return cls(
+            weight=1 if weights == "fp8" else 2,
+            head=1 if weights in ("fp8", "fp8_head") else 2,
+            cache=1 if kv_dtype == "fp8" else 2,
+        )
+
+
+BF16 = Precision()  # all of it
+
+
+class Phase(NamedTuple):
+    """One kernel of a pass; all sizes are in bytes."""
+
+    kernel: str
+    weights: int = 0
+    cache: int = 0  # stored keys and values
+    inputs: int = 0  # rows that come from outside: taps, embeddings
+    rows: int = 0  # rows that it reads from, or writes for, another kernel
+    flops: int = 0  # two for each product
+    matrix: tuple[int, int] = (0, 0)  # [rows, columns] of the weight, if there is one
+
+    @property
+    def bytes(self) -> int:
+        """That memory cannot avoid moving."""
+        return self.weights + self.cache + self.inputs
+
+    @property
+    def elements(self) -> int:
+        """Of the weight."""
+        return self.matrix[0] * self.matrix[1]
+
+    @property
+    def all_bytes(self) -> int:
+        """That the kernel moves by itself, L2 empty before it."""
+        return self.bytes + self.rows
+
+
+def linear_layers(config: DrafterConfig) -> dict[str, tuple[int, int]]:
+    """``[rows, columns]`` of each weight that a pass streams, but for the head's."""
+    H, I = config.hidden_size, config.intermediate_size  # noqa: E741 - the paper's letter
+    q_width = config.num_heads * config.head_dim
+    qkv = q_width + 2 * config.num_kv_heads * config.head_dim
+    return {
+        "fc": (H, config.num_taps * config.target_hidden_size),
+        "qkv of the first layer": (qkv, 2 * H),
+        "qkv": (qkv, H),
+        "o": (H, q_width),
+        "gate_up": (2 * I, H),
+        "down": (H, I),
+    }
+
+
+def phases(config: DrafterConfig, batch: Batch, precision: Precision = BF16) -> list[Phase]:
+    """The kernels of a pass, in the order of their launches."""
+    layers = linear_layers(config)
+    real, rows, sampled = batch.real_rows, batch.rows, batch.sampled_rows
+    H, V, D = config.hidden_size, config.draft_vocab_size, config.head_dim
+    q_width, kv_width = config.num_heads * D, 2 * config.num_kv_heads * D
+    contexts, cached = sum(batch.contexts), precision.cache
+
+    def elements(count: float) -> int:
+        return round(ACTIVATION_BYTES * count)
+
+    def linear(kernel: str, name: str, num_rows: float, handed: float, inputs: float = 0) -> Phase:
+        """`num_rows` are multiplied; `handed` and `inputs` are elements of rows."""
+        N, K = layers[name]
+        return Phase(
+            kernel, weights=N * K * precision.weight, inputs=elements(inputs),
+            rows=elements(handed), flops=round(2 * N * K * num_rows), matrix=(N, K),
+        )  # fmt: skip
+
+    found = [
+        _prepare_inputs(batch),
+        linear("project_taps", "fc", real, real * H, inputs=real * layers["fc"][1]),
+        # An embedding for each real row, and one for all mask rows.
+        Phase("embed_norm_concat", inputs=elements((real + 1) * H),
+              rows=elements(real * H + rows * 3 * H)),
+    ]  # fmt: skip
+    for i in range(config.num_layers):
+        is_first, is_last = i == 0, i == config.num_layers - 1
+        new_keys = round(rows * kv_width * cached)
+        name = "qkv of the first layer" if is_first else "qkv"
+        read = real * 2 * H if is_first else rows * H
+        qkv = linear("qkv_rope_cache", name, real if is_first else rows, read + rows * q_width)
+        keys = sum(
+            (n + (a + batch.k) / 2) * (batch.k if is_last else a + batch.k)
+            for n, a in zip(batch.contexts, batch.accepted, strict=True)
+        )
+        on = sampled if is_last else rows
+        found += [
+            qkv._replace(rows=qkv.rows + new_keys),
+            Phase("paged_attention", cache=contexts * kv_width * cached,
+                  rows=elements(2 * rows * q_width) + new_keys, flops=round(4 * q_width * keys)),
+            linear("o", "o", on, rows * (q_width + 2 * H)),
+            linear("norm_swiglu", "gate_up", on, rows * (H + layers["down"][1])),
+            linear("down", "down", on, rows * (layers["down"][1] + 2 * H)),
+        ]  # fmt: skip
+    head = Phase(
+        "lm_head_topk", weights=V * H * precision.head, rows=elements(sampled * H),
+        flops=2 * V * H * sampled, matrix=(V, H),
+    )  # fmt: skip
+    return [*found, head]
+
+
+def total_bytes(found: Sequence[Phase]) -> int:
+    """That a pass moves at least."""
+    return sum(phase.bytes for phase in found)
+
+
+def floor_us(found: Sequence[Phase], bytes_per_s: float, flops_per_s: float) -> float:
+    """Microseconds of a pass at least, at these rates.
+
+    A phase takes the longer of its two times, and no phase overlaps another, although parts of
+    them could.
+    """
+    return 1e6 * sum(max(p.bytes / bytes_per_s, p.flops / flops_per_s) for p in found)
+
+
+def _prepare_inputs(batch: Batch) -> Phase:
+    """Tokens and positions of what was verified to ids, sources, positions and slots of rows."""
+    verified = batch.size * (batch.k + 1)
+    return Phase(
+        "prepare_inputs",
+        rows=verified * 16 + batch.size * 16 + round(batch.rows * 28) + batch.sampled_rows * 4,
+    )
