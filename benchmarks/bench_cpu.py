@@ -5,8 +5,8 @@ each K, with dynamic trees, and with FP8 weights and cache. All of them take tur
 forwards in one round and backwards in the next, and a ratio is of two times of the same round, so
 that what else the machine does counts for both. The tokens must be those of plain decoding.
 
-A CPU says nothing of a GPU: there a pass of eight rows costs about what one of one row does, here
-nearly eight times as much. Kernels are not what is timed here, but the engine around them is.
+A CPU says nothing of a GPU, where a pass waits for its weights and not for its rows: the speed-ups
+are this machine's. What they are good for is to compare one version of the engine with another.
 """
 
 from __future__ import annotations
@@ -134,7 +134,9 @@ def candidates(
 
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Median, tenth and ninetieth percentile."""
-    tenths = statistics.quantiles(values, n=10) if len(values) > 1 else [values[0]] * 9
+    if len(values) == 1:
+        return dict.fromkeys(("median", "p10", "p90"), values[0])
+    tenths = statistics.quantiles(values, n=10, method="inclusive")
     return {"median": statistics.median(values), "p10": tenths[0], "p90": tenths[-1]}
 
 
