@@ -22,7 +22,7 @@ from p_eagle_cuda.planning.gpus import GPUS
 from p_eagle_cuda.planning.phases import Batch, Precision, phases, total_bytes
 from p_eagle_cuda.planning.prediction import ASSUMED, LINEAR_OPS_OF_PHASES, PassModel
 from p_eagle_cuda.planning.tiles import num_parts
-from p_eagle_cuda.planning.traffic import KernelTraffic, PassTraffic
+from p_eagle_cuda.planning.traffic import BUNDLED_TRAFFIC, KernelTraffic, PassTraffic
 from p_eagle_cuda.weights import load_drafter_weights
 from test_benchmarks import load
 
@@ -226,8 +226,8 @@ def test_parts_of_tiles() -> None:
     assert num_parts(1, 10, 3) == 3
 
 
-def test_counts_that_are_damaged_are_refused(tmp_path: Path) -> None:
-    report = json.loads((Path(ops.__file__).parents[1] / "data/pass_traffic.json").read_text())
+def test_counts_that_are_damaged_are_refused() -> None:
+    report = json.loads(BUNDLED_TRAFFIC.read_text())
     known = PassTraffic.of(report)
     assert known == PassTraffic.read()
     assert known.kernels["down"] == KernelTraffic(
