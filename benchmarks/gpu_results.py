@@ -38,6 +38,7 @@ def main() -> int:
     parser.add_argument("--command", required=True)
     options = parser.parse_args()
     report = collect(options.work, options.command)
+    (options.out / f"{slug({})}.json").unlink(missing_ok=True)  # of before there was a GPU's name
     name = f"{slug(report['environment'])}.json"
     (options.out / name).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     (options.out / "table.txt").write_text(table(report["steps"]) + "\n", encoding="utf-8")

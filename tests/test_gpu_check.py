@@ -245,6 +245,23 @@ No module named 'vllm'" >&2; exit 1 ;;
     }
 
 
+def test_results_have_one_file_when_the_gpu_is_known(
+    gpu_results: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the step that tells its name was stopped at first."""
+    work, out = tmp_path / "work", tmp_path / "out"
+    work.mkdir()
+    out.mkdir()
+    (work / "steps.tsv").write_text("")
+    arguments = ["gpu_results", str(work), "--out", str(out), "--command", "x"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    gpu_results.main()
+    assert result_in(out)["environment"].keys() == {"unreadable"}
+    (work / "environment.json").write_text('{"gpu": "NVIDIA H200", "date": "2026-11-30"}')
+    gpu_results.main()
+    assert result_in(out)["environment"]["gpu"] == "NVIDIA H200"
+
+
 def test_what_is_broken_is_told(gpu_results: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "steps.tsv").write_text("environment\tok\t1\nops\tfailed (1)\t30\n")
     (tmp_path / "environment.json").write_text('{"gpu": "NVIDIA H200", "date": "2026-11-30"}')

@@ -1,8 +1,9 @@
 """What the kernels of a pass move, as the emulator of the tests has counted it.
 
-The counts are of the bundled drafter, and come with the package; `benchmarks/simulate_traffic.py`
-makes them, and a test counts again. For other drafters what moves is taken to be the same multiple
-of what `phases` says that must, and of what `tiles` says that thread blocks leave for each other.
+The counts are of the bundled drafter and of few rows, and come with the package;
+`benchmarks/simulate_traffic.py` makes them, and a test counts again. For other drafters, and for the
+kernels of more rows, what moves is taken to be the same multiple of what `phases` says that must,
+and of what `tiles` says that thread blocks leave for each other.
 """
 
 from __future__ import annotations
