@@ -114,6 +114,75 @@ def _ragged_requests(block_size: int) -> dict[str, Tensor]:
     }
 
 
+def prune_rows(run: Run) -> None:
+    """Three launches, the third of which prunes what the first has left.
+
+    The first has more requests than a block has threads, some without rows; the last row of all has
+    no slot. The second has no rows; the order of the first and the third hangs on it. All write
+    maps.
+    """
+    group, num_kv_heads, num_blocks, longest = 4, 2, 6, 700
+
+    def launch(
+        label: str, x: Tensor, positions: Tensor, lengths: Tensor, K: int,
+        made: Sequence[ctypes.c_void_p] = (),
+    ) -> tuple[reference.PrunedRows, list[ctypes.c_void_p]]:  # fmt: skip
+        """Returns what comes out; `made` are x and positions, if another launch makes them."""
+        B = len(lengths)
+        row_start = torch.cat([torch.zeros(1), lengths.cumsum(0)]).int()
+        sampled = row_start[1:, None] - K + torch.arange(K)
+        sampled[lengths == 0] = -1
+        sampled[-1, -1] = -1
+        sample_rows, seq_lens = sampled.int().flatten(), torch.full((B,), longest).int()
+        pruned = reference.prune_rows(x, positions, row_start, sample_rows)
+        outputs = [
+            run.output(f"out{label}", x.dtype, pruned.x, 0.0),
+            run.output(f"positions{label}", torch.int64, pruned.positions, 0.0),
+            *(
+                run.updated(f"{name}{label}", torch.full_like(expected, 77), expected, 0.0)
+                for name, expected in (
+                    ("row_start", pruned.row_start), ("sample_rows", pruned.sample_rows)
+                )
+            ),
+        ]  # fmt: skip
+        N = B * K
+        work = torch.full((_C.attention_work_size(N, B, group, num_blocks),), 77).int()
+        work[:8] = 0  # the header
+        kept = torch.zeros(N, dtype=torch.int64)
+        kept[: len(pruned.positions)] = pruned.positions
+        plan = ops.plan_attention(
+            pruned.row_start, seq_lens, kept, group * num_kv_heads, num_kv_heads, longest, 0,
+            False, work.clone(),
+        )  # fmt: skip
+        attention = params_type("PlanAttentionParams")(
+            row_start=outputs[2], seq_lens=run.given(f"seq_lens{label}", seq_lens),
+            positions=outputs[1], work=run.updated(f"work{label}", work, plan, 0.0), num_rows=N,
+            num_requests=B, group=group, num_kv_heads=num_kv_heads, max_keys=longest,
+            num_blocks=num_blocks,
+        )  # fmt: skip
+        x_pointer, positions_pointer = made or (
+            run.given(f"x{label}", x), run.given(f"given positions{label}", positions)
+        )  # fmt: skip
+        params = params_type("PruneRowsParams")(
+            x=x_pointer, positions=positions_pointer,
+            row_start=run.given(f"given row_start{label}", row_start),
+            sample_rows=run.given(f"given sample_rows{label}", sample_rows), out=outputs[0],
+            pruned_positions=outputs[1], pruned_row_start=outputs[2],
+            pruned_sample_rows=outputs[3], num_rows=len(x), num_requests=B, num_kept=K,
+            row_bytes=x.shape[1] * x.element_size(), attention=attention,
+        )  # fmt: skip
+        run.launch("launch_prune_rows_from_c", ctypes.byref(params))
+        return pruned, outputs
+
+    lengths = torch.tensor([0 if b % 5 == 3 else 2 for b in range(132)])
+    positions = 10 + torch.arange(int(lengths.sum()))
+    x = randn(len(positions), 16, dtype=torch.bfloat16)
+    first, outputs = launch("", x, positions, lengths, 1)
+    launch(" of the second launch", x, positions, torch.zeros(3).long(), 2)
+    lengths = torch.tensor([5, 0, 3, 4])
+    launch(" of the third launch", first.x, first.positions, lengths, 3, outputs[:2])
+
+
 def embed_norm_concat(run: Run) -> None:
     """Three launches, the third of which takes the first's residual as its hidden states.
 
@@ -184,5 +253,6 @@ _PREPARING = (
 
 SAMPLES: dict[str, Sample] = {
     "prepare_inputs": _sample(prepare_inputs, _PREPARING),
+    "prune_rows": _sample(prune_rows, [x for x in _PREPARING if x != "reduce.cuh"]),
     "embed_norm_concat": _sample(embed_norm_concat, ["launch.h", "reduce.cuh"]),
 }
