@@ -16,6 +16,7 @@ from command_errors import assert_one_line
 from p_eagle_cuda import ops
 from p_eagle_cuda.cli import main
 from p_eagle_cuda.config import DrafterConfig
+from p_eagle_cuda.drafter_pass import PRUNE_ABOVE
 from p_eagle_cuda.linear import LinearLayers
 from p_eagle_cuda.linear_table import LINEAR_OPS, LinearTable, linear_paths
 from p_eagle_cuda.planning.gpus import GPUS
@@ -169,6 +170,34 @@ def test_predictions_follow_what_was_counted(config: DrafterConfig) -> None:
     partial = predict(partial_bytes=3 * known.partial_bytes)
     assert partial.predicted_us > as_it_is.predicted_us
     assert partial.floor_us == as_it_is.floor_us
+
+
+@pytest.mark.parametrize("linear", ["fused", "torch"])
+def test_passes_of_many_rows_prune_the_last_layer(config: DrafterConfig, linear: str) -> None:
+    """Two launches more, no other bytes or floor, fewer operations of the last layer."""
+    model = PassModel(config, H200, linear=linear)
+    few, many = (
+        model.predict(Batch.of_equal(size, 7, 3, 4096))
+        for size in (PRUNE_ABOVE // 14, PRUNE_ABOVE // 14 + 1)
+    )
+    assert [x.kernel for x in few.kernels].count("prune_rows") == 0
+    assert [x.kernel for x in many.kernels].count("prune_rows") == 1
+    assert len(many.kernels) == len(few.kernels) + 2 == 26
+    batch = Batch.of_equal(64, 7, 3, 4096)
+    pruned, whole = (phases(config, batch, prunes=prunes) for prunes in (True, False))
+    assert total_bytes(pruned) == total_bytes(whole)
+    last_of_each = {phase.kernel: phase for phase in pruned}
+    for kernel in ("paged_attention", "o", "norm_swiglu", "down", "qkv_rope_cache"):
+        assert last_of_each[kernel].num_rows(batch) == (7 * 64, 7 * 64), kernel
+    assert pruned[0].num_rows(batch) == (10 * 64, 14 * 64)
+    # In the last layer all rows have keys and values, those alone that are sampled have queries.
+    q_width, kv_width = config.num_heads * config.head_dim, 1024
+    projections = [phase for phase in pruned if phase.kernel == "qkv_rope_cache"]
+    sizes = [(phase.matrix[0], phase.flops) for phase in projections[-2:]]
+    H = config.hidden_size
+    assert sizes == [
+        (kv_width, 2 * kv_width * H * 640), (q_width, 2 * q_width * H * 448),
+    ]  # fmt: skip
 
 
 def test_precisions_halve_what_they_say(config: DrafterConfig) -> None:

@@ -94,6 +94,7 @@ class Phase(NamedTuple):
     rows: int = 0  # rows that it reads from, or writes for, another kernel
     flops: int = 0  # two for each product
     matrix: tuple[int, int] = (0, 0)  # [rows, columns] of the weight, if there is one
+    is_sampled: bool = False  # whether it works on no other rows than those that are sampled
 
     @property
     def bytes(self) -> int:
@@ -109,6 +110,12 @@ class Phase(NamedTuple):
     def all_bytes(self) -> int:
         """That the kernel moves by itself, L2 empty before it."""
         return self.bytes + self.rows
+
+    def num_rows(self, batch: Batch) -> tuple[float, int]:
+        """Rows of the batch that it works on, and those that its buffers have room for."""
+        if self.is_sampled:
+            return batch.sampled_rows, batch.sampled_rows
+        return batch.rows, batch.padded_rows
 
 
 def linear_layers(config: DrafterConfig) -> dict[str, tuple[int, int]]:
@@ -126,8 +133,14 @@ def linear_layers(config: DrafterConfig) -> dict[str, tuple[int, int]]:
     }
 
 
-def phases(config: DrafterConfig, batch: Batch, precision: Precision = BF16) -> list[Phase]:
-    """The kernels of a pass, in the order of their launches."""
+def phases(
+    config: DrafterConfig, batch: Batch, precision: Precision = BF16, *, prunes: bool = False
+) -> list[Phase]:
+    """The kernels of a pass, in the order of their launches.
+
+    What must move and be computed does not depend on it, but `prunes` says whether the pass moves
+    the rows that are sampled together before the last layer's attention, which takes two launches.
+    """
     layers = linear_layers(config)
     real, rows, sampled = batch.real_rows, batch.rows, batch.sampled_rows
     H, V, D = config.hidden_size, config.draft_vocab_size, config.head_dim
@@ -137,9 +150,15 @@ def phases(config: DrafterConfig, batch: Batch, precision: Precision = BF16) -> 
     def elements(count: float) -> int:
         return round(ACTIVATION_BYTES * count)
 
-    def linear(kernel: str, name: str, num_rows: float, handed: float, inputs: float = 0) -> Phase:
-        """`num_rows` are multiplied; `handed` and `inputs` are elements of rows."""
+    def linear(
+        kernel: str, name: str, num_rows: float, handed: float, inputs: float = 0, part: int = 0
+    ) -> Phase:
+        """`num_rows` are multiplied; `handed` and `inputs` are elements of rows.
+
+        `part` is of the weight's rows, where it is not all of them.
+        """
         N, K = layers[name]
+        N = part or N
         return Phase(
             kernel, weights=N * K * precision.weight, inputs=elements(inputs),
             rows=elements(handed), flops=round(2 * N * K * num_rows), matrix=(N, K),
@@ -154,26 +173,37 @@ def phases(config: DrafterConfig, batch: Batch, precision: Precision = BF16) -> 
     ]  # fmt: skip
     for i in range(config.num_layers):
         is_first, is_last = i == 0, i == config.num_layers - 1
+        moves = prunes and is_last and not is_first
         new_keys = round(rows * kv_width * cached)
         name = "qkv of the first layer" if is_first else "qkv"
         read = real * 2 * H if is_first else rows * H
-        qkv = linear("qkv_rope_cache", name, real if is_first else rows, read + rows * q_width)
+        if moves:
+            stored = linear("qkv_rope_cache", name, rows, read, part=kv_width)
+            asked = linear("qkv_rope_cache", name, sampled, sampled * (H + q_width), part=q_width)
+            found += [
+                stored._replace(rows=stored.rows + new_keys),
+                Phase("prune_rows", rows=elements(2 * sampled * H), is_sampled=True),
+                asked._replace(is_sampled=True),
+            ]
+        else:
+            qkv = linear("qkv_rope_cache", name, real if is_first else rows, read + rows * q_width)
+            found += [qkv._replace(rows=qkv.rows + new_keys)]
         keys = sum(
             (n + (a + batch.k) / 2) * (batch.k if is_last else a + batch.k)
             for n, a in zip(batch.contexts, batch.accepted, strict=True)
         )
-        on = sampled if is_last else rows
-        found += [
-            qkv._replace(rows=qkv.rows + new_keys),
+        on, there = sampled if is_last else rows, sampled if moves else rows
+        of_layer = [
             Phase("paged_attention", cache=contexts * kv_width * cached,
-                  rows=elements(2 * rows * q_width) + new_keys, flops=round(4 * q_width * keys)),
-            linear("o", "o", on, rows * (q_width + 2 * H)),
-            linear("norm_swiglu", "gate_up", on, rows * (H + layers["down"][1])),
-            linear("down", "down", on, rows * (layers["down"][1] + 2 * H)),
+                  rows=elements(2 * there * q_width) + new_keys, flops=round(4 * q_width * keys)),
+            linear("o", "o", on, there * (q_width + 2 * H)),
+            linear("norm_swiglu", "gate_up", on, there * (H + layers["down"][1])),
+            linear("down", "down", on, there * (layers["down"][1] + 2 * H)),
         ]  # fmt: skip
+        found += [phase._replace(is_sampled=moves) for phase in of_layer]
     head = Phase(
         "lm_head_topk", weights=V * H * precision.head, rows=elements(sampled * H),
-        flops=2 * V * H * sampled, matrix=(V, H),
+        flops=2 * V * H * sampled, matrix=(V, H), is_sampled=True,
     )  # fmt: skip
     return [*found, head]
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from p_eagle_cuda.config import DrafterConfig
+from p_eagle_cuda.drafter_pass import PRUNE_ABOVE
 from p_eagle_cuda.linear import choose_backend, size_refusals
 from p_eagle_cuda.linear_table import LinearTable, kernel_of
 from p_eagle_cuda.planning.gpus import Gpu
@@ -27,7 +28,7 @@ from p_eagle_cuda.planning.phases import (
     total_bytes,
 )
 from p_eagle_cuda.planning.tiles import partial_bytes, tile_tokens
-from p_eagle_cuda.planning.traffic import PassTraffic
+from p_eagle_cuda.planning.traffic import AS_NEEDED, PassTraffic
 
 # The op of the linear backends behind each phase that has a choice of them.
 LINEAR_OPS_OF_PHASES = {
@@ -149,13 +150,14 @@ class PassModel:
 
     def predict(self, batch: Batch) -> Prediction:
         """One pass of this batch, its rows in the buffers of a graph."""
-        found = phases(self.config, batch, self.precision)
-        floor = floor_us(found, self.gpu.bytes_per_s, self.gpu.flops_per_s)
+        needed = phases(self.config, batch, self.precision)
+        floor = floor_us(needed, self.gpu.bytes_per_s, self.gpu.flops_per_s)
+        prunes = batch.padded_rows > max(PRUNE_ABOVE, batch.sampled_rows)
         kernels, firsts = [], set()
-        for phase in found:
+        for phase in phases(self.config, batch, self.precision, prunes=prunes):
             kernels.append(self._kernel(phase, batch, is_first=phase.kernel not in firsts))
             firsts.add(phase.kernel)
-        return Prediction(batch, floor, total_bytes(found), kernels)
+        return Prediction(batch, floor, total_bytes(needed), kernels)
 
     def runs_on(self, kernel: str, padded_rows: int) -> str:
         """What runs a phase, as a key of `ASSUMED`."""
@@ -168,10 +170,11 @@ class PassModel:
         return kernel_of(self.gpu.architecture, padded_rows, is_fp8=self.precision.weight == 1)
 
     def _kernel(self, phase: Phase, batch: Batch, *, is_first: bool) -> KernelPrediction:
-        runs_on = self.runs_on(phase.kernel, batch.padded_rows)
+        _, padded_rows = phase.num_rows(batch)
+        runs_on = self.runs_on(phase.kernel, padded_rows)
         if runs_on == "cuBLAS":
             return self._on_cublas(phase, batch, is_first=is_first)
-        counted = self.traffic.kernels[phase.kernel]
+        counted = self.traffic.kernels.get(phase.kernel, AS_NEEDED)
         per_layer = phase.kernel in (*LINEAR_OPS_OF_PHASES, "paged_attention")
         per_layer = per_layer and phase.kernel != "project_taps"
         launches = counted.launches / (self.traffic.num_layers if per_layer else 1)
@@ -193,10 +196,8 @@ class PassModel:
         """Tiles of tokens that have rows, and operations, those of empty rows too."""
         if not phase.elements:
             return 1, phase.flops
-        rows = batch.rows
-        tokens = tile_tokens(runs_on, batch.padded_rows)
-        if runs_on == "head":
-            rows, tokens = batch.sampled_rows, tile_tokens(runs_on, batch.sampled_rows)
+        rows, padded_rows = phase.num_rows(batch)
+        tokens = tile_tokens(runs_on, padded_rows)
         tiles = -(-rows // tokens)
         return int(tiles), 2.0 * phase.elements * tiles * tokens
 
@@ -212,13 +213,11 @@ class PassModel:
 
     def _on_cublas(self, phase: Phase, batch: Batch, *, is_first: bool) -> KernelPrediction:
         """A product of all rows that buffers have room for, with row kernels around it."""
-        R, config = batch.padded_rows, self.config
-        H, D = config.hidden_size, config.head_dim
-        heads = (config.num_heads + 2 * config.num_kv_heads) * D
-        norm = [2 * H]
+        (_, R), config = phase.num_rows(batch), self.config
+        norm = [2 * config.hidden_size]
         around = {  # elements per row that each row kernel reads and writes
             "project_taps": [2 * config.num_taps * config.target_hidden_size],
-            "qkv_rope_cache": [*([] if is_first else norm), 2 * heads],
+            "qkv_rope_cache": [*([] if is_first else norm), 2 * phase.matrix[0]],
             "norm_swiglu": [*norm, 3 * config.intermediate_size],
         }.get(phase.kernel, [])
         moved = phase.all_bytes

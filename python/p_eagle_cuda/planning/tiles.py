@@ -40,13 +40,14 @@ def partial_bytes(
     """
     if runs_on == "attention":
         group = config.num_heads // config.num_kv_heads
-        rows = min(round(batch.rows / batch.size * group), ATTENTION_TILE_ROWS)
+        rows = min(round(phase.num_rows(batch)[0] / batch.size * group), ATTENTION_TILE_ROWS)
         blocks = attention_blocks or ATTENTION_BLOCKS_PER_SM[config.head_dim] * num_sms
         return 2 * blocks * rows * config.head_dim * 4
     if runs_on not in ("mma.sync", "wgmma"):
         return 0
-    tokens = tile_tokens(runs_on, batch.padded_rows)
-    if batch.padded_rows > tokens:
+    _, padded_rows = phase.num_rows(batch)
+    tokens = tile_tokens(runs_on, padded_rows)
+    if padded_rows > tokens:
         return 0  # several tiles of tokens: tiles of the weight are not cut
     is_high = runs_on == "wgmma" or (phase.kernel == "qkv_rope_cache" and config.head_dim == 128)
     tile_rows, ctas_per_sm = (128, 1) if is_high else (64, 2)

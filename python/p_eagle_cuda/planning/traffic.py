@@ -1,9 +1,10 @@
 """What the kernels of a pass move, as the emulator of the tests has counted it.
 
 The counts are of the bundled drafter and of few rows, and come with the package;
-`benchmarks/simulate_traffic.py` makes them, and a test counts again. For other drafters, and for the
+`benchmarks/simulate_traffic.py` makes them, and a test counts again. For other drafters, and for
 kernels of more rows, what moves is taken to be the same multiple of what `phases` says that must,
-and of what `tiles` says that thread blocks leave for each other.
+and of what `tiles` says that thread blocks leave for each other. A kernel that passes of few rows
+do not have is taken to move what must.
 """
 
 from __future__ import annotations
@@ -47,6 +48,9 @@ class KernelTraffic:
         if not self.planned_partial_bytes:
             return 1.0
         return self.partial_bytes / self.planned_partial_bytes
+
+
+AS_NEEDED = KernelTraffic(1, 1, 1, 0, 0)
 
 
 @dataclass(frozen=True)
