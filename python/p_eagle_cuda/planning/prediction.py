@@ -41,6 +41,8 @@ LINEAR_OPS_OF_PHASES = {
 class Assumed:
     """What a kind of kernel is taken to get of a GPU, and to lose.
 
+    About what is published for kernels of the kind; none of it was measured with these.
+
     Attributes:
         bandwidth: Share of the rate of large copies.
         products: Share of the rate of large products.
