@@ -97,7 +97,7 @@ def test_bytes_and_operations_of_a_pass(bench_pass: ModuleType, drafters: Module
     )
 
 
-@pytest.mark.parametrize("precision", ["fp8_head", "fp8"])
+@pytest.mark.parametrize("precision", ["fp8_head", "fp8", "w8a8"])
 def test_fp8_weights(precision: str, bench_pass: ModuleType, drafters: ModuleType) -> None:
     """They are a drafter's with all that the floor counts, and torch's have the same values."""
     case = drafters.Case(2, 3, 50)
@@ -122,7 +122,8 @@ def test_fp8_weights(precision: str, bench_pass: ModuleType, drafters: ModuleTyp
     shape = sys.modules["shapes"].DRAFTERS["bundled"]
     bytes_of_16 = bench_pass.total_bytes(bench_pass.phases(shape, case))
     saved = wide.lm_head.nbytes - matrices["head"]
-    if precision == "fp8":
+    assert found.fp8_activations == (precision == "w8a8")
+    if precision != "fp8_head":
         saved += wide.fc.nbytes - found.fc.nbytes
         for x, y in zip(wide.layers, found.layers, strict=True):
             saved += sum(getattr(x, m).nbytes - getattr(y, m).nbytes

@@ -480,3 +480,15 @@ def test_half_given_head_norms() -> None:
     arguments["k_norm"] = None
     with pytest.raises(ValueError, match="both be given or both be None"):
         CPU.call("qkv_rope_cache", arguments)
+
+
+@pytest.mark.parametrize(
+    "name", ["project_taps", "qkv_rope_cache", "linear_residual", "norm_swiglu"]
+)
+def test_fp8_activations_need_fp8_weights(name: str, device: Device) -> None:
+    arguments = case(name, device) | {"fp8_activations": True}
+    weight = "gate_up" if name == "norm_swiglu" else "weight"
+    with pytest.raises(
+        (ValueError, RuntimeError), match=f"{name}: `fp8_activations` needs an FP8 `{weight}`"
+    ):
+        device.call(name, arguments)

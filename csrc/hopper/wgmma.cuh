@@ -82,8 +82,8 @@ CUTLASS_DEVICE void multiply_block(Accumulator<kTokens>& acc, Vec16 const* weigh
   cute::warpgroup_arrive();
   CUTLASS_PRAGMA_UNROLL
   for (int step = 0; step < kSteps; ++step) {
-    auto const adds = kAdds || step > 0 ? cute::SM90::GMMA::ScaleOut::One
-                                        : cute::SM90::GMMA::ScaleOut::Zero;
+    auto const adds =
+        kAdds || step > 0 ? cute::SM90::GMMA::ScaleOut::One : cute::SM90::GMMA::ScaleOut::Zero;
     cute::detail::explode(Wgmma::fma, operands, cute::make_int_sequence<2>{}, values,
                           cute::make_int_sequence<kValues>{}, &adds, cute::make_int_sequence<1>{});
     operands[0] += 16 * 2 >> 4;  // 16 columns, or 32 of e4m3, in units of 16 bytes
@@ -108,8 +108,8 @@ CUTLASS_DEVICE void multiply_scaled_block(Accumulator<kTokens>& acc, Vec16 const
       multiply_block<cutlass::float_e4m3_t, false>(part, weight, rows + swizzled_vec(first, 0));
       CUTLASS_PRAGMA_UNROLL
       for (int octet = 0; octet < part.kOctets; ++octet) {
-        auto const scale = *reinterpret_cast<float2 const*>(
-            scales + first + octet * 8 + threadIdx.x % 4 * 2);
+        auto const scale =
+            *reinterpret_cast<float2 const*>(scales + first + octet * 8 + threadIdx.x % 4 * 2);
         float (&sum)[4] = acc.values[first / 8 + octet];
         float const(&term)[4] = part.values[octet];
         sum[0] += term[0] * scale.x;

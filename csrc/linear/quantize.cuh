@@ -59,7 +59,8 @@ CUTLASS_DEVICE float max_of_row_lanes(float value) {
 // To the nearest value of e4m3, ties to even, of at most 448: what cvt makes of it, on architectures
 // too that have no such instruction.
 CUTLASS_DEVICE float round_to_e4m3(float value) {
-  constexpr int kLeastExponent = (kFloatExponentBias - 6) << kFloatMantissaBits;  // of normal values
+  constexpr int kLeastExponent = (kFloatExponentBias - 6)
+                                 << kFloatMantissaBits;  // of normal values
   // Adding 1.5 times this power of two cuts off what is below the third bit after the first.
   constexpr int kShift = 20 << kFloatMantissaBits;
   constexpr int kHalf = 1 << (kFloatMantissaBits - 1);

@@ -209,7 +209,8 @@ class RowLoader {
     Values const others = weighted(other_, i);
     Values values = weighted(block_, i);
     float const rstd = this->rstd(block_, i);
-    float const largest = fmaxf(rstd * largest_of(values), this->rstd(other_, i) * largest_of(others));
+    float const largest =
+        fmaxf(rstd * largest_of(values), this->rstd(other_, i) * largest_of(others));
     RowScale const scale = RowScale::of(max_of_row_lanes(largest));
     float const factor = rstd * scale.inverse;
     CUTLASS_PRAGMA_UNROLL

@@ -69,8 +69,8 @@ struct WideTile {
 };
 
 inline constexpr WideTile kWideTiles[] = {
-    {64, 2, 4, 2, 0}, {128, 2, 6, 1, 0}, {256, 2, 4, 1, 0},  // 16 bits
-    {128, 1, 5, 1, 24}, {256, 1, 3, 1, 24},                  // e4m3
+    {64, 2, 4, 2, 0},   {128, 2, 6, 1, 0},  {256, 2, 4, 1, 0},  // 16 bits
+    {128, 1, 5, 1, 24}, {256, 1, 3, 1, 24},                     // e4m3
 };
 
 // The tile for so many rows; for more rows than its tokens there are several tiles of them.

@@ -109,11 +109,10 @@ class FusedLinear:
 
     def __init__(self, workspace: Tensor, *, fp8_activations: bool = False) -> None:
         """Take the `workspace`, from `ops.linear_workspace`, and what all ops are called with."""
-        shared: dict[str, Any] = {"workspace": workspace, "fp8_activations": fp8_activations}
-        self.project_taps = partial(ops.project_taps, **shared)
-        self.qkv_rope_cache = partial(ops.qkv_rope_cache, **shared)
-        self.norm_swiglu = partial(ops.norm_swiglu, **shared)
-        self._linear_residual = partial(ops.linear_residual, **shared)
+        self._shared: dict[str, Any] = {"workspace": workspace, "fp8_activations": fp8_activations}
+        self.project_taps = partial(ops.project_taps, **self._shared)
+        self.qkv_rope_cache = partial(ops.qkv_rope_cache, **self._shared)
+        self.norm_swiglu = partial(ops.norm_swiglu, **self._shared)
 
     def linear_residual(
         self,
@@ -127,9 +126,10 @@ class FusedLinear:
         weight_scale: Tensor | None = None,
     ) -> Tensor | None:
         """See `LinearBackend`."""
-        _, sums = self._linear_residual(
-            x, weight, bias, num_rows, residual, sum_squares, weight_scale=weight_scale
-        )
+        _, sums = ops.linear_residual(
+            x, weight, bias, num_rows, residual, sum_squares, weight_scale=weight_scale,
+            **self._shared,
+        )  # fmt: skip
         return sums
 
 

@@ -84,8 +84,8 @@ class LinearTable:
 def kernel_of(architecture: str, num_rows: int, weight: str = "16-bit") -> str:
     """The fused kernel that runs a linear layer, by the tensor core instruction that it is made of.
 
-    "wgmma" reads each weight once for 256 rows, "mma.sync" once for 32. wgmma multiplies operands of
-    one type, so `weight` must not be "fp8", which has other activations.
+    "wgmma" reads each weight once for 256 rows, "mma.sync" once for 32. wgmma multiplies operands
+    of one type, which "fp8" weights and their activations are not.
     """
     is_wide = architecture == "sm_90" and num_rows > FEW_ROWS and weight != "fp8"
     return "wgmma" if is_wide else "mma.sync"

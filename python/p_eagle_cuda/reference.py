@@ -436,10 +436,10 @@ def draft(
     def full(matrix: Tensor, scale: Tensor | None) -> Tensor:
         return dequantize(matrix, scale, weights.dtype)
 
-    fp8 = {"fp8_activations": weights.fp8_activations}
+    fp8 = weights.fp8_activations
     hidden = project_taps(
         taps, inputs.source_row, full(weights.fc, weights.fc_scale), weights.input_norm,
-        weights.fc_norms, eps, **fp8,
+        weights.fc_norms, eps, fp8,
     )  # fmt: skip
     first = weights.layers[0]
     assert first.hidden_norm is not None, "layer 0 of a drafter norms the hidden state"
@@ -452,7 +452,7 @@ def draft(
         q, k, v = qkv_rope(
             x if i == 0 else residual, None if i == 0 else layer.input_norm,
             full(layer.qkv, layer.qkv_scale), layer.qkv_bias, layer.q_norm, layer.k_norm,
-            weights.rope, inputs.positions, cache.k.shape[1], eps, **fp8,
+            weights.rope, inputs.positions, cache.k.shape[1], eps, fp8_activations=fp8,
         )  # fmt: skip
         write_cache(k, inputs.slots, cache.k, cache.k_scale)
         write_cache(v, inputs.slots, cache.v, cache.v_scale)
@@ -461,10 +461,10 @@ def draft(
             inputs.seq_lens, inputs.positions, D**-0.5,
         )  # fmt: skip
         o, down = full(layer.o, layer.o_scale), full(layer.down, layer.down_scale)
-        residual = linear_residual(attended, o, layer.o_bias, residual, **fp8)
+        residual = linear_residual(attended, o, layer.o_bias, residual, fp8)
         gate_up = full(layer.gate_up, layer.gate_up_scale)
-        activated = norm_swiglu(residual, layer.post_norm, gate_up, eps, **fp8)
-        residual = linear_residual(activated, down, None, residual, **fp8)
+        activated = norm_swiglu(residual, layer.post_norm, gate_up, eps, fp8_activations=fp8)
+        residual = linear_residual(activated, down, None, residual, fp8)
     return lm_head_topk(
         residual, inputs.sample_rows, weights.norm, full(weights.lm_head, weights.lm_head_scale),
         weights.draft_to_target, top_k, eps,

@@ -79,7 +79,7 @@ class DrafterWeights:
     rope: Tensor  # [max_position, D] float32, cosines, then sines
     fc_scale: Tensor | None = None  # [H]
     lm_head_scale: Tensor | None = None  # [Vd]
-    fp8_activations: bool = False  # of the linear layers, but the head; only with quantised matrices
+    fp8_activations: bool = False  # of the linear layers that are quantised, but for the head
 
     @property
     def dtype(self) -> torch.dtype:
@@ -304,9 +304,12 @@ def load_drafter_weights(
         fc_norms=fc_norms,
         mask_hidden=mask_hidden,
         mask_heads=mask_row_heads(
-            layers[0], embedding[config.mask_token_id], mask_hidden, config.rms_norm_eps,
+            layers[0],
+            embedding[config.mask_token_id],
+            mask_hidden,
+            config.rms_norm_eps,
             fp8_activations,
-        ),  # fmt: skip
+        ),
         layers=layers,
         norm=norm,
         lm_head=lm_head,

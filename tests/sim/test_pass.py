@@ -91,7 +91,7 @@ def test_every_kind_of_checkpoint(
         assert_right(tmp_path, steps, drafts)
 
 
-@pytest.mark.parametrize("weights", ["fp8_head", "fp8"])
+@pytest.mark.parametrize("weights", ["fp8_head", "fp8", "w8a8"])
 def test_fp8_weights_and_cache(
     weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -216,9 +216,7 @@ def _linear_residual(
     dtype = check_working_dtype(op, "x", x)
     (R, Hin), H = x.shape, weight.shape[0]
     check_tensor(op, "x", x, dtype, R, Hin)
-    check_weight(
-        op, "weight", weight, weight_scale, dtype, H, Hin, fp8_activations=fp8_activations
-    )
+    check_weight(op, "weight", weight, weight_scale, dtype, H, Hin, fp8_activations=fp8_activations)
     check(not x.is_cuda or H % 8 == 0, f"{op}: H must be a multiple of 8 on CUDA, got {H}")
     if bias is not None:
         check_tensor(op, "bias", bias, dtype, H)
@@ -327,9 +325,7 @@ def _norm_swiglu(
         n = count_rows(op, num_rows, len(x))
         sums = None if sum_squares is None else sum_squares[:, :n]
         full_weight = reference.dequantize(gate_up, gate_up_scale, dtype)
-        out[:n] = reference.norm_swiglu(
-            x[:n], norm_weight, full_weight, eps, sums, fp8_activations
-        )
+        out[:n] = reference.norm_swiglu(x[:n], norm_weight, full_weight, eps, sums, fp8_activations)
 
     return on_cpu
 

@@ -153,9 +153,12 @@ def adopt_weights(
         fc_norms=fc_norms,
         mask_hidden=mask_hidden,
         mask_heads=mask_row_heads(
-            layers[0], embedding[config.mask_token_id], mask_hidden, config.rms_norm_eps,
+            layers[0],
+            embedding[config.mask_token_id],
+            mask_hidden,
+            config.rms_norm_eps,
             fp8_activations,
-        ),  # fmt: skip
+        ),
         layers=layers,
         norm=weight("norm", core.norm, H),
         lm_head=lm_head,
