@@ -36,8 +36,7 @@ def qkv_rope_cache(device: str, dtype: torch.dtype) -> Arguments:
         "norm_weight": _norm(device, dtype, H),
         "sum_squares": reference.sum_squares(x),
         "weight": _linear(device, dtype, heads * D, H),
-        "weight_scale": None,
-        "fp8_activations": False,
+        **_NOT_FP8,
         "bias": _randn(device, dtype, heads * D),
         "mask_heads": torch.randn(heads * D, device=device, dtype=_wide(dtype)),
         "source_row": torch.tensor(
@@ -153,13 +152,10 @@ def project_taps(device: str, dtype: torch.dtype) -> Arguments:
         tap[4] = float("nan")  # a rejected row: nothing refers to it
     return {
         "taps": taps,
-        "source_row": torch.tensor(
-            [0, 1, -1, 3, -1, -1, 4, 4, 4], device=device, dtype=torch.int32
-        ),
+        "source_row": torch.tensor([0, 1, -1, 3, -1, -1, 4, 4, 4], device=device).int(),
         "num_rows": _count(device),
         "weight": _linear(device, dtype, H, 3 * HT),
-        "weight_scale": None,
-        "fp8_activations": False,
+        **_NOT_FP8,
         "input_norm": None,
         "fc_norms": _norm(device, dtype, 3, HT),
         "eps": 1e-5,
@@ -174,8 +170,7 @@ def linear_residual(device: str, dtype: torch.dtype) -> Arguments:
     return {
         "x": _rows(device, dtype, INTER),
         "weight": _linear(device, dtype, H, INTER),
-        "weight_scale": None,
-        "fp8_activations": False,
+        **_NOT_FP8,
         "bias": _randn(device, dtype, H),
         "num_rows": _count(device),
         "residual": residual,
@@ -254,6 +249,27 @@ def prepare_inputs(device: str, dtype: torch.dtype) -> Arguments:
         "num_heads": NQ,
         "num_kv_heads": NKV,
         "window": 0,
+    }
+
+
+def prune_rows(device: str, dtype: torch.dtype) -> Arguments:
+    """Three requests of 5, 0 and 4 rows, K = 3, so that 6 are kept; with a map."""
+    int32, map_of = {"device": device, "dtype": torch.int32}, plan_attention(device, dtype)
+    x, work = _randn(device, dtype, R, H), work_map(9, 3, NQ // NKV, device)
+    x[[0, 1, 5]] = float("nan")
+    work[:WORK_HEADER] = 0  # it has the counter of arrivals
+    return {
+        "x": x,
+        "positions": torch.tensor([-9, -9, 5, 6, 7, -9, 1021, 1022, 1023], device=device),
+        "row_start": torch.tensor([0, 5, 5, 9], **int32),
+        "sample_rows": torch.tensor([2, 3, 4, -1, -1, -1, 6, 7, -1], **int32),
+        "seq_lens": torch.tensor([8, 0, 1023], **int32),
+        "out": _output(device, dtype, 9, H),
+        **_filled(device, torch.int64, ["pruned_positions"], 9),
+        **_filled(device, torch.int32, ["pruned_row_start"], 4),
+        **_filled(device, torch.int32, ["pruned_sample_rows"], 9),
+        "work": work,
+        **{name: map_of[name] for name in ("num_heads", "num_kv_heads", "max_keys", "window")},
     }
 
 
@@ -397,7 +413,7 @@ CASES: dict[str, Callable[[str, torch.dtype], Arguments]] = {
     for f in (
         prepare_inputs, project_taps, embed_norm_concat, qkv_rope_cache, plan_attention,
         paged_attention, linear_residual, norm_swiglu, lm_head_topk, gather_taps, norm_rows,
-        gate_rows, rope_cache, build_tree, verify, logit_floors,
+        gate_rows, rope_cache, prune_rows, build_tree, verify, logit_floors,
         apply_penalties, compact_cache,
     )
 }  # fmt: skip
@@ -420,6 +436,9 @@ OUTPUTS = {
     "norm_rows": ("out",),
     "gate_rows": ("out",),
     "rope_cache": ("q", "k_cache", "v_cache"),
+    "prune_rows": (
+        "out", "pruned_positions", "pruned_row_start", "pruned_sample_rows", "work",
+    ),
     "build_tree": ("candidates", "parents", "depths", *TREE_LINKS, "num_nodes"),
     "verify": ("tokens", "path", "num_accepted", "num_rejected", "last_row", "next_tokens"),
     "logit_floors": ("floors",),
@@ -429,6 +448,7 @@ OUTPUTS = {
 
 # What an op may leave anything in.
 SCRATCH = {"workspace"}
+_NOT_FP8 = {"weight_scale": None, "fp8_activations": False}
 
 
 def _randn(device: str, dtype: torch.dtype, *shape: int) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import linear, pad
 
 from p_eagle_cuda.errors import ConfigError
 
@@ -90,6 +90,11 @@ def quantize_activations(x: Tensor) -> Tensor:
     scale = _scale(blocks.abs().amax(dim=-1, keepdim=True), least=-64)
     values = (blocks / scale).to(_E4M3).to(wide.dtype) * scale
     return values.flatten(-2)[..., : x.shape[-1]].to(x.dtype)
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None, fp8_activations: bool) -> Tensor:
+    """``x @ weight.T + bias``, of the rows of x or of what `quantize_activations` makes of them."""
+    return linear(quantize_activations(x) if fp8_activations else x, weight, bias)
 
 
 def _scale(largest: Tensor, least: int) -> Tensor:

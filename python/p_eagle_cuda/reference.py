@@ -24,7 +24,7 @@ from torch.nn.functional import linear, pad, silu
 
 from p_eagle_cuda.attention_work import TREE_ROWS
 from p_eagle_cuda.noise import Noise, gumbel
-from p_eagle_cuda.precision import quantize_activations
+from p_eagle_cuda.precision import product
 from p_eagle_cuda.weights import DrafterWeights
 
 STATISTIC_COLUMNS = 64  # of a row, that one sum of squares covers
@@ -99,6 +99,26 @@ def prepare_inputs(
     )
 
 
+class PrunedRows(NamedTuple):
+    """The rows of a pass that go on in its last layer, K of each request that has rows."""
+
+    x: Tensor  # [B * K, H]
+    positions: Tensor  # [B * K] int64
+    row_start: Tensor  # [B + 1] int32
+    sample_rows: Tensor  # [B * K] int32
+
+
+def prune_rows(x: Tensor, positions: Tensor, row_start: Tensor, sample_rows: Tensor) -> PrunedRows:
+    """The last K rows of each request that has rows; `x` and `positions` only as many as exist."""
+    K = sample_rows.numel() // (row_start.numel() - 1)
+    offset = torch.arange(K, device=x.device)
+    has_rows = row_start.diff() > 0
+    kept = (row_start[1:, None] - K + offset)[has_rows].flatten()
+    starts = torch.cat([row_start.new_zeros(1), (K * has_rows).cumsum(0)])
+    sampled = torch.where(sample_rows.view(-1, K) >= 0, starts[:-1, None] + offset, -1)
+    return PrunedRows(x[kept], positions[kept], starts.int(), sampled.int().flatten())
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float, sums: Tensor | None = None) -> Tensor:
     """``x / sqrt(mean(x**2) + eps) * weight`` over the last dimension, one rounding.
 
@@ -130,17 +150,6 @@ def dequantize(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tens
         return weight
     wide = torch.promote_types(dtype, torch.float32)
     return (weight.to(wide) * scale.to(wide)[:, None]).to(dtype)
-
-
-def product(
-    x: Tensor,  # [R, C]
-    weight: Tensor,  # [N, C]
-    bias: Tensor | None = None,  # [N]
-    *,
-    fp8_activations: bool,
-) -> Tensor:  # [R, N]
-    """``x @ weight.T + bias``, of the rows of x or of what `quantize_activations` makes of them."""
-    return linear(quantize_activations(x) if fp8_activations else x, weight, bias)
 
 
 def gather_taps(
@@ -176,7 +185,7 @@ def project_taps(
     is_real = source_row >= 0
     x = gather_taps(taps, source_row[is_real], input_norm, fc_norms, eps)
     hidden = x.new_zeros(source_row.numel(), weight.shape[0])
-    hidden[is_real] = product(x, weight, fp8_activations=fp8_activations)
+    hidden[is_real] = product(x, weight, None, fp8_activations)
     return hidden
 
 
@@ -229,7 +238,7 @@ def qkv_rope(
 ) -> tuple[Tensor, Tensor, Tensor]:  # q [R, Nq, D], k and v [R, Nkv, D]
     """Query, key and value of each row, heads normed where the model does so, then rotated."""
     x = x if norm_weight is None else rms_norm(x, norm_weight, eps, sums)
-    heads = product(x, weight, bias, fp8_activations=fp8_activations)
+    heads = product(x, weight, bias, fp8_activations)
     if mask_heads is not None and source_row is not None:
         heads = torch.where((source_row < 0)[:, None], mask_heads.to(x.dtype), heads)
     return rope_heads(heads, q_norm, k_norm, rope, positions, num_kv_heads, eps)
@@ -345,27 +354,18 @@ def visible_keys(
 
 
 def linear_residual(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor,
-    fp8_activations: bool = False,
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, fp8_activations: bool = False
 ) -> Tensor:
     """``residual + x @ weight.T + bias``."""
-    return residual + product(x, weight, bias, fp8_activations=fp8_activations)
+    return residual + product(x, weight, bias, fp8_activations)
 
 
 def norm_swiglu(
-    x: Tensor,
-    norm_weight: Tensor,
-    gate_up: Tensor,
-    eps: float,
-    sums: Tensor | None = None,
+    x: Tensor, norm_weight: Tensor, gate_up: Tensor, eps: float, sums: Tensor | None = None,
     fp8_activations: bool = False,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """``silu(gate) * up`` of the normed x; gate_up [2I, H] holds the gate rows, then the up."""
-    normed = rms_norm(x, norm_weight, eps, sums)
-    return gate_rows(product(normed, gate_up, fp8_activations=fp8_activations))
+    return gate_rows(product(rms_norm(x, norm_weight, eps, sums), gate_up, None, fp8_activations))
 
 
 def gate_rows(gate_up: Tensor) -> Tensor:

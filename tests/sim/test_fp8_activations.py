@@ -103,6 +103,18 @@ def test_other_architectures_have_the_kernel_of_few_rows() -> None:
     run("linear_residual", make("residual", 40, 40), settings, "linear_kernel")
 
 
+@every_call
+def test_they_need_fp8_weights(call: str) -> None:
+    name = CALLS[call][0]
+    arguments = CALLS[call][1](3, 4) | {"fp8_activations": True}
+    weight = "gate_up" if name == "norm_swiglu" else "weight"
+    message = f"{name}: `fp8_activations` needs an FP8 `{weight}` with its scale"
+    with pytest.raises(ValueError, match=message):
+        getattr(torch.ops.p_eagle, name)(*arguments.values())
+    with pytest.raises(RuntimeError, match=message):
+        torch_ops.call(name, arguments, RACE)
+
+
 # ---- What rows become ----------------------------------------------------------------------------
 
 
