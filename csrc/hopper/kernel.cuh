@@ -60,6 +60,7 @@ struct WideConfig {
   static constexpr int kTokens = kTile.tokens;
   static constexpr int kStages = kTile.stages;
   static constexpr int kUnitColumns = kTile.block_columns();
+  static_assert(!kIsE4M3 || kUnitColumns == kScaleColumns);
   static constexpr int kAhead = kStages / 2;             // blocks of rows that are underway
   static constexpr int kThreads = WideTile::kConsumers;  // that hold a product
   static constexpr int kProducers = WideTile::kProducers;
