@@ -99,7 +99,7 @@ def test_bytes_and_operations_of_a_pass(bench_pass: ModuleType, drafters: Module
     )
 
 
-@pytest.mark.parametrize("precision", ["fp8_head", "fp8"])
+@pytest.mark.parametrize("precision", ["fp8_head", "fp8", "w8a8"])
 def test_fp8_weights(precision: str, bench_pass: ModuleType, drafters: ModuleType) -> None:
     """They are a drafter's with all that the floor counts, and torch's have the same values."""
     case = drafters.Case(2, 3, 50)
@@ -125,7 +125,8 @@ def test_fp8_weights(precision: str, bench_pass: ModuleType, drafters: ModuleTyp
     found_16 = bench_pass.phases(bench_pass.config_of(shape), case.as_batch())
     bytes_of_16 = bench_pass.total_bytes(found_16)
     saved = wide.lm_head.nbytes - matrices["head"]
-    if precision == "fp8":
+    assert found.fp8_activations == (precision == "w8a8")
+    if precision != "fp8_head":
         saved += wide.fc.nbytes - found.fc.nbytes
         for x, y in zip(wide.layers, found.layers, strict=True):
             saved += sum(getattr(x, m).nbytes - getattr(y, m).nbytes

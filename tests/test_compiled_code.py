@@ -22,7 +22,7 @@ from sim import summary
 #   LDGSTS         asynchronous copies to shared memory; BYPASS leaves L1 alone
 #   LDS, STS       shared memory; LDSM whole matrices
 #   ATOMS          its atomics
-#   HMMA, HGMMA    tensor cores, of a warp and of a warpgroup
+#   HMMA, HGMMA    tensor cores, of a warp and of a warpgroup; QGMMA in FP8
 #   UTMALDG        loads of tensors to shared memory
 EXPECTED = {
     "prepare_inputs_kernel": ["LDG", "STG"],
@@ -40,7 +40,7 @@ EXPECTED = {
     "verify_walk_kernel": ["LDG.128", "STG", "REDUX"],  # lazy
     "logit_floors_kernel": ["LDG", "STG", "ATOMS", "REDUX"],
     "apply_penalties_kernel": ["LDG", "STG"],
-    "wide_kernel": ["HGMMA", "UTMALDG.5D", "LDGSTS.BYPASS.128", "SYNCS"],
+    "wide_kernel": ["UTMALDG.5D", "LDGSTS.BYPASS.128", "SYNCS"],  # HGMMA or QGMMA, see below
     "linear_kernel": ["HMMA.16816.F32", "LDGSTS.BYPASS.128", "LDS.128", "STS.128", "LDG.128"],
 }
 ONLY_ON = {"wide_kernel": 90}  # elsewhere they are empty
@@ -172,15 +172,22 @@ def test_tensor_cores_do_what_is_meant(compiled: list[Kernel]) -> None:
 
 
 def test_warpgroups_multiply_a_tile_at_once(compiled: list[Kernel]) -> None:
-    """Four steps of 16 columns for all tokens of a tile."""
+    """Four steps of 32 bytes of columns, for all tokens of a tile; in FP8 for 128 at a time."""
     wide = [x for x in compiled if kind_of(x) == "wide_kernel" and x.arch == 90]
     sizes = set()
     for kernel in wide:
-        (num_tokens,) = map(int, re.findall(r"WideConfigI.*?Li(\d+)EEE", kernel.name))
-        assert kernel.count(f"HGMMA.64x{num_tokens}x16.F32") == 4, kernel.name
-        assert kernel.count("HGMMA") == 4, kernel.name
-        sizes.add(num_tokens)
-    assert sizes == ({64, 128, 256} if "90a" in _C.cuda_archs else set())
+        ((is_fp8, num_tokens),) = re.findall(r"WideConfigI.*?Lb([01])ELi(\d+)EEE", kernel.name)
+        counts = {name: kernel.count(name) for name in ("HGMMA", "QGMMA")}
+        sizes.add((num_tokens, is_fp8 == "1"))
+        if is_fp8 == "1":
+            parts = int(num_tokens) // 128
+            assert kernel.count("QGMMA.64x128x32.F32.E4M3.E4M3") == 4 * parts, kernel.name
+            assert counts == {"HGMMA": 0, "QGMMA": 4 * parts}, kernel.name
+        else:
+            assert kernel.count(f"HGMMA.64x{num_tokens}x16.F32") == 4, kernel.name
+            assert counts == {"HGMMA": 4, "QGMMA": 0}, kernel.name
+    expected = {("64", False), ("128", False), ("256", False), ("128", True), ("256", True)}
+    assert sizes == (expected if "90a" in _C.cuda_archs else set())
 
 
 def test_the_head_multiplies_nothing_twice(compiled: list[Kernel]) -> None:

@@ -1,10 +1,10 @@
 """The linear layers of a drafter, on two backends, and which of them runs at how many rows.
 
 `FusedLinear` calls the fused ops, which stream every weight once for up to 32 rows, and on Hopper
-16-bit ones once for up to 256. `TorchLinear`
-leaves the product to torch, that is, cuBLAS, with row kernels around it: for many rows, for sizes
-that the fused kernels refuse, and as what they are measured against. `LinearLayers` has both, and
-chooses for each op by the table of `p_eagle_cuda.linear_table`.
+once for up to 256, but for FP8 weights with other activations. `TorchLinear` leaves the product to
+torch, that is, cuBLAS, with row kernels around it: for many rows, for sizes that the fused kernels
+refuse, and as what they are measured against. `LinearLayers` has both, and chooses for each op by
+the table of `p_eagle_cuda.linear_table`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -107,12 +107,12 @@ class LinearBackend(Protocol):
 class FusedLinear:
     """The fused ops, which take turns with one workspace."""
 
-    def __init__(self, workspace: Tensor) -> None:
-        """Take the `workspace`, from `ops.linear_workspace`."""
-        self.workspace = workspace
-        self.project_taps = partial(ops.project_taps, workspace=workspace)
-        self.qkv_rope_cache = partial(ops.qkv_rope_cache, workspace=workspace)
-        self.norm_swiglu = partial(ops.norm_swiglu, workspace=workspace)
+    def __init__(self, workspace: Tensor, *, fp8_activations: bool = False) -> None:
+        """Take the `workspace`, from `ops.linear_workspace`, and what all ops are called with."""
+        self._shared: dict[str, Any] = {"workspace": workspace, "fp8_activations": fp8_activations}
+        self.project_taps = partial(ops.project_taps, **self._shared)
+        self.qkv_rope_cache = partial(ops.qkv_rope_cache, **self._shared)
+        self.norm_swiglu = partial(ops.norm_swiglu, **self._shared)
 
     def linear_residual(
         self,
@@ -128,7 +128,7 @@ class FusedLinear:
         """See `LinearBackend`."""
         _, sums = ops.linear_residual(
             x, weight, bias, num_rows, residual, sum_squares, weight_scale=weight_scale,
-            workspace=self.workspace,
+            **self._shared,
         )  # fmt: skip
         return sums
 
@@ -350,7 +350,7 @@ class LinearLayers:
             for op in LINEAR_OPS
         )
         self._fused_rows = {choice.op: choice.fused_rows for choice in self.choices}
-        self._fused = FusedLinear(workspace)
+        self._fused = FusedLinear(workspace, fp8_activations=weights.fp8_activations)
         needs_torch = any(
             rows is not None and rows < max_rows for rows in self._fused_rows.values()
         )

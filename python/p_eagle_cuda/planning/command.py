@@ -27,8 +27,8 @@ ACCEPTED_SHARE = 0.4  # of K, about what is published for the gpt-oss drafters
 DESCRIPTION = f"""\
 Predict how long a drafter's pass takes on a GPU, from its configuration alone. All figures are
 predicted; none is measured. The floor is what memory and tensor cores cannot avoid, at the rates
-that large copies and bf16 products are taken to reach, with FP8 weights too, because the kernels
-multiply in 16 bits. The prediction adds what the kernels move beyond
+that large copies and bf16 products are taken to reach; with FP8 weights too, which are multiplied
+in 16 bits, but for twice that rate with "w8a8". The prediction adds what the kernels move beyond
 that, by the counts of an emulator, and what launches and their ends are taken to cost.
 
 GPUs: {", ".join(GPUS)}. For another one, or for rates that you have measured, give --bandwidth and

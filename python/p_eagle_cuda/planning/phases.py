@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from p_eagle_cuda.config import DrafterConfig
+from p_eagle_cuda.precision import FP8_ACTIVATIONS, FP8_LAYERS, QUANTIZED
 
 ACTIVATION_BYTES = 2  # of an element of a row: bfloat16
 
@@ -65,19 +66,26 @@ class Batch:
 
 @dataclass(frozen=True)
 class Precision:
-    """Bytes of an element of what is not a row of activations."""
+    """Bytes of an element of what is not a row of activations, and what multiplies weights."""
 
     weight: int = 2
     head: int = 2
     cache: int = 2
+    fp8_activations: bool = False  # of the linear layers, the head's not
+
+    @property
+    def kind(self) -> str:
+        """Of the weights, as in `linear_table`."""
+        return "w8a8" if self.fp8_activations else "fp8" if self.weight == 1 else "16-bit"
 
     @classmethod
     def of(cls, weights: str, kv_dtype: str) -> Precision:
         """By the names of `p_eagle_cuda.precision`, for the working dtype bfloat16."""
         return cls(
-            weight=1 if weights == "fp8" else 2,
-            head=1 if weights in ("fp8", "fp8_head") else 2,
+            weight=1 if weights in FP8_LAYERS else 2,
+            head=1 if weights in QUANTIZED else 2,
             cache=1 if kv_dtype == "fp8" else 2,
+            fp8_activations=weights in FP8_ACTIVATIONS,
         )
 
 
@@ -92,7 +100,7 @@ class Phase(NamedTuple):
     cache: int = 0  # stored keys and values
     inputs: int = 0  # rows that come from outside: taps, embeddings
     rows: int = 0  # rows that it reads from, or writes for, another kernel
-    flops: int = 0  # two for each product
+    flops: int = 0  # two for each product; one where both factors are FP8, which is twice as fast
     matrix: tuple[int, int] = (0, 0)  # [rows, columns] of the weight, if there is one
     is_sampled: bool = False  # whether it works on no other rows than those that are sampled
 
@@ -146,6 +154,7 @@ def phases(
     H, V, D = config.hidden_size, config.draft_vocab_size, config.head_dim
     q_width, kv_width = config.num_heads * D, 2 * config.num_kv_heads * D
     contexts, cached = sum(batch.contexts), precision.cache
+    flops = 1 if precision.fp8_activations else 2  # of a product in a linear layer
 
     def elements(count: float) -> int:
         return round(ACTIVATION_BYTES * count)
@@ -161,7 +170,7 @@ def phases(
         N = part or N
         return Phase(
             kernel, weights=N * K * precision.weight, inputs=elements(inputs),
-            rows=elements(handed), flops=round(2 * N * K * num_rows), matrix=(N, K),
+            rows=elements(handed), flops=round(flops * N * K * num_rows), matrix=(N, K),
         )  # fmt: skip
 
     found = [

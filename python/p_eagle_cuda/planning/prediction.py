@@ -70,6 +70,7 @@ ASSUMED = {
 }
 # What `mma.sync` gets of the newer tensor cores' rate, where they have an instruction of their own.
 MMA_SYNC_SHARE = {"sm_90": 0.6, "sm_100": 0.25}
+FP8_SPEEDUP = 2  # of products of two FP8 factors; mma.sync widens them
 EXPONENTIALS_SHARE = 1 / 0.8  # some of them are computed on other units
 
 
@@ -169,7 +170,7 @@ class PassModel:
         limit = self._fused_rows[LINEAR_OPS_OF_PHASES[kernel]]
         if limit is not None and padded_rows > limit:
             return "cuBLAS"
-        return kernel_of(self.gpu.architecture, padded_rows, is_fp8=self.precision.weight == 1)
+        return kernel_of(self.gpu.architecture, padded_rows, self.precision.kind)
 
     def _kernel(self, phase: Phase, batch: Batch, *, is_first: bool) -> KernelPrediction:
         _, padded_rows = phase.num_rows(batch)
@@ -209,6 +210,8 @@ class PassModel:
         share = assumed.products
         if runs_on in ("mma.sync", "head", "attention"):
             share *= MMA_SYNC_SHARE.get(gpu.architecture, 1.0)
+        elif runs_on == "wgmma" and self.precision.fp8_activations:
+            share *= FP8_SPEEDUP
         streaming = moved / (gpu.bytes_per_s * assumed.bandwidth)
         multiplying = products / (gpu.flops_per_s * share)
         return max(1e6 * max(streaming, multiplying) + assumed.fixed_us, assumed.least_us)

@@ -23,8 +23,9 @@ class PluginOptions:
         max_target_rows: Prompt rows that go through the drafter's layers together.
         linear: Backend of the linear layers, "auto", "fused" or "torch".
         weights: "auto" or "bf16" for vLLM's own, shared; "fp8_head" for an FP8 output head, "fp8"
-            for all matrices in FP8. What becomes FP8 is freed in vLLM's drafter, so if the caches
-            turn out to be of a kind that we do not serve, vLLM ends with an error.
+            for all matrices in FP8, "w8a8" for FP8 activations, too. What becomes FP8 is freed in
+            vLLM's drafter, so if the caches turn out to be of a kind that we do not serve, vLLM
+            ends with an error.
         debug: Check all arguments and name the kernel that fails; slow.
     """
 
