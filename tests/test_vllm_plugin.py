@@ -51,6 +51,7 @@ def test_options() -> None:
         ({"max_target_rows": True}, "max_target_rows must be of type int, got True"),
         ({"max_target_rows": 0}, "max_target_rows must be at least 1, got 0"),
         ({"linear": "cublas"}, '"auto", "fused" or "torch", got \'cublas\''),
+        ({"verification": "ours"}, 'verification must be "vllm" or "p_eagle_cuda", got \'ours\''),
         ({"weights": "int4"}, "weights must be one of auto, bf16, fp8_head, fp8, got 'int4'"),
     ],
 )

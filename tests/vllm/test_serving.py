@@ -105,6 +105,7 @@ def test_ours_drafts_what_vllms_own_does(
     assert_same_text(ours, plain)
     assert_same_text(of_vllm, plain)
     assert ours.counters["num_drafts"] > 40
+    assert ours.num_verifications == 0, "an option that nobody asked for"
     if runner == "V1":
         assert ours.drafts == of_vllm.drafts
         assert ours.counters == of_vllm.counters

@@ -76,11 +76,18 @@ def _add_speculator() -> None:
         return [x for x in found if x != PARALLEL_DRAFTING or not _serves(config)]
 
     def init_speculator(config: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        from p_eagle_cuda.vllm_plugin.speculator import PEagleSpeculator
+        from vllm.v1.worker.gpu import model_runner
+        from vllm.v1.worker.gpu.spec_decode.rejection_sampler import RejectionSampler
 
+        from p_eagle_cuda.vllm_plugin.speculator import PEagleSpeculator
+        from p_eagle_cuda.vllm_plugin.verification import verifying_v2
+
+        # The runner makes its sampler later, of a class that it looks up as a global.
+        model_runner.RejectionSampler = RejectionSampler
         if not is_p_eagle(config):
             return make_speculator(config, *args, **kwargs)
         device = kwargs["device"] if "device" in kwargs else args[0]
+        model_runner.RejectionSampler = verifying_v2(config, device.type, RejectionSampler)
         return PEagleSpeculator(config, device)
 
     VllmConfig._get_v2_model_runner_unsupported_features = unsupported_features

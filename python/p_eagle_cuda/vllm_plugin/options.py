@@ -25,6 +25,8 @@ class PluginOptions:
         weights: "auto" or "bf16" for vLLM's own, shared; "fp8_head" for an FP8 output head, "fp8"
             for all matrices in FP8. What becomes FP8 is freed in vLLM's drafter, so if the caches
             turn out to be of a kind that we do not serve, vLLM ends with an error.
+        verification: "vllm", or "p_eagle_cuda" for our kernels in the place of vLLM's rejection
+            sampling.
         debug: Check all arguments and name the kernel that fails; slow.
     """
 
@@ -33,6 +35,7 @@ class PluginOptions:
     max_target_rows: int = 2048
     linear: str = "auto"
     weights: str = "auto"
+    verification: str = "vllm"
     debug: bool = False
 
     @classmethod
@@ -65,6 +68,11 @@ class PluginOptions:
         if options.linear not in ("auto", "fused", "torch"):
             raise ConfigError(
                 f'{KEY}: linear must be "auto", "fused" or "torch", got {options.linear!r}'
+            )
+        if options.verification not in ("vllm", "p_eagle_cuda"):
+            raise ConfigError(
+                f'{KEY}: verification must be "vllm" or "p_eagle_cuda", got '
+                f"{options.verification!r}"
             )
         if options.weights not in WEIGHT_PRECISIONS:
             raise ConfigError(
