@@ -23,7 +23,7 @@ from p_eagle_cuda import ops
 from p_eagle_cuda.ops import Sampling
 from p_eagle_cuda.tree import MAX_NODES
 from p_eagle_cuda.vllm_plugin.options import PluginOptions
-from p_eagle_cuda.vllm_plugin.versions import VERIFICATION_VERSIONS, unsupported_version
+from p_eagle_cuda.vllm_plugin.versions import OPTION_VERSIONS, unsupported_version
 
 logger = logging.getLogger("vllm.p_eagle_cuda")
 
@@ -51,7 +51,7 @@ def verification_refusal(vllm_config: Any, device_type: str, version: str) -> st
         return f"num_speculative_tokens is {k}, expected at most {MAX_NODES - 1}"
     if not ops.implementations()["verify"].get(device_type, False):
         return f"this build has no kernel for verify on {device_type}"
-    return unsupported_version(version, *VERIFICATION_VERSIONS)
+    return unsupported_version(version, *OPTION_VERSIONS)
 
 
 def take_over_v1(vllm_config: Any, device_type: str, sampler: Any) -> None:  # noqa: ANN401
