@@ -114,7 +114,8 @@ def prune_rows(x: Tensor, positions: Tensor, row_start: Tensor, sample_rows: Ten
     has_rows = row_start.diff() > 0
     kept = (row_start[1:, None] - K + offset)[has_rows].flatten()
     starts = torch.cat([row_start.new_zeros(1), (K * has_rows).cumsum(0)])
-    sampled = torch.where(sample_rows.view(-1, K) >= 0, starts[:-1, None] + offset, -1)
+    is_sampled = has_rows[:, None] & (sample_rows.view(-1, K) >= 0)
+    sampled = torch.where(is_sampled, starts[:-1, None] + offset, -1)
     return PrunedRows(x[kept], positions[kept], starts.int(), sampled.int().flatten())
 
 

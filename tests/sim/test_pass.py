@@ -108,7 +108,7 @@ def test_a_pruned_last_layer(
             drafts = propose(drafter, step)
             sim.check()
             kernels = [launch.kernel for launch in sim.launches[num_launches:]]
-            assert kernels.count("prune_rows_kernel") == 1
+            assert "prune_rows_kernel" in kernels
             there = assert_right(tmp_path, steps[: i + 1], drafts, max_position)
         assert not there[0].any()
         assert there[1].all()

@@ -226,11 +226,15 @@ BUGS = (
     ),
     _prepare(
         "arrival before a block's part is written",
-        "__syncthreads();  // the block's part is written, and the sums have been read",
+        "__syncthreads();  // the block's part is written, and what is shared has been read",
         finds="race",
+        file="attention_work.cuh",
     ),
     _prepare(
-        "who is last read without a barrier", "__syncthreads();  // is_last is known", finds="race"
+        "who is last read without a barrier",
+        "__syncthreads();  // is_last is known",
+        finds="race",
+        file="attention_work.cuh",
     ),
     _prepare(
         "arrival without a fence",
@@ -250,12 +254,14 @@ BUGS = (
         "arrives_last(&header->arrivals, gridDim.x)",
         "arrives_last(&header->arrivals, gridDim.x - 1)",
         finds="race",
+        file="attention_work.cuh",
     ),
     _prepare(
         "map by every block",
-        "  if (shared.is_last) {\n",
-        "  {\n",
+        "    if (is_last) {\n",
+        "    {\n",
         finds="race",
+        file="attention_work.cuh",
     ),
     _prepare(
         "counter not reset",
@@ -375,17 +381,5 @@ BUGS = (
         "vec < row_vecs; vec",
         "vec <= row_vecs; vec",
         finds="race",
-    ),
-    _prune(
-        "attention divided before the block's part is written",
-        "    __syncthreads();  // the block's part is written, and what is shared has been read\n",
-        finds="race",
-        file="attention_work.cuh",
-    ),
-    _prune(
-        "who is last read without a barrier",
-        "    __syncthreads();  // is_last is known\n",
-        finds="race",
-        file="attention_work.cuh",
     ),
 )
