@@ -137,8 +137,9 @@ def measure(
         for case in fitting:
             what = {**asdict(case), "kv": kv, "weights": options.weights}
             precision = Precision(
-                weights.fc.element_size(), weights.lm_head.element_size(), KV_DTYPES[kv].itemsize
-            )
+                weights.fc.element_size(), weights.lm_head.element_size(),
+                KV_DTYPES[kv].itemsize, weights.fp8_activations,
+            )  # fmt: skip
             found = phases(config, case.as_batch(), precision)
             floor = floor_us(found, *rates)
             try:

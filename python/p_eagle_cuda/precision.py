@@ -89,7 +89,8 @@ def quantize_activations(x: Tensor) -> Tensor:
     blocks = pad(wide, (0, -x.shape[-1] % SCALE_COLUMNS)).unflatten(-1, (-1, SCALE_COLUMNS))
     scale = _scale(blocks.abs().amax(dim=-1, keepdim=True), least=-64)
     values = (blocks / scale).to(_E4M3).to(wide.dtype) * scale
-    return values.flatten(-2)[..., : x.shape[-1]].to(x.dtype)
+    rows: Tensor = values.flatten(-2)[..., : x.shape[-1]]
+    return rows.to(x.dtype)
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None, fp8_activations: bool) -> Tensor:
