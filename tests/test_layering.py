@@ -51,6 +51,7 @@ LAYERS = [
     "text",
     "generation",
     "evaluation",
+    "planning",
     "train",
     "cli",
     "__main__",

@@ -32,7 +32,9 @@ class Served:
 
     outputs: list[list[list[int] | None]]
     aborted: list[list[int]]
+    logprobs: list[list[list[float] | None]]
     drafts: list[list[list[int]]]
+    num_verifications: int
     counters: dict[str, Any]
     num_preemptions: int
     log: list[str]
