@@ -153,7 +153,7 @@ def test_fp8_weights_small_fp8_cache_and_seeds(runner: str, plain: Served, serve
 
 
 @pytest.mark.feature("Drafts that are drawn")
-@pytest.mark.parametrize("runner", ["V1"])
+@pytest.mark.parametrize("runner", ["V1", "V2"])
 def test_drafts_that_are_drawn(runner: str, plain: Served, serve: Serve) -> None:
     """Greedy requests keep their text, and seeds theirs."""
     sampled = [

@@ -52,9 +52,6 @@ def _find_refusal(vllm_config: Any, device_type: str, runner: str) -> str | None
         "target and drafter have different vocabularies": (
             getattr(speculative, "use_heterogeneous_vocab", False)
         ),
-        'draft_sample_method is "probabilistic", which works on the V1 runner': (
-            runner == "V2" and getattr(speculative, "draft_sample_method", None) == "probabilistic"
-        ),
         "the drafter scales its logits": getattr(hf, "logit_scale", 1.0) != 1.0,
         "LoRA adapters are on": vllm_config.lora_config is not None,
         "text is watermarked": getattr(vllm_config, "watermark_config", None) is not None,
