@@ -17,9 +17,10 @@ import torch
 from checkpoints import write_drafter
 from drafter_passes import PROMPTS, SIZES, TOP_K, K, passes, propose, reference_pass
 from drafter_variants import VARIANTS
+from launches import Launches
 from p_eagle_cuda import Drafter
 from p_eagle_cuda import drafter as drafter_module
-from p_eagle_cuda.buffers import PassInputs, PassLimits, batch_sizes_up_to
+from p_eagle_cuda.buffers import PassInputs, PassLimits, batch_sizes_up_to, copy_together
 from p_eagle_cuda.cuda_graphs import GraphCache, PassShape
 from p_eagle_cuda.drafter_pass import Drafts
 from p_eagle_cuda.input_checks import check_contents
@@ -212,6 +213,52 @@ def test_static_inputs_are_not_copied(tmp_path: Path, monkeypatch: pytest.Monkey
         ValueError, match="at most 3 requests with 5 target rows each, got 3 and 16"
     ):
         drafter.static_inputs(3, 16)
+
+
+def test_a_batch_is_staged_in_one_launch(tmp_path: Path) -> None:
+    """Two with ids as serving engines have them, and one for padding; in one it is the same."""
+    write_drafter(tmp_path)
+    drafter = load(tmp_path, batch_sizes=(3, 4))
+    first, step = passes(drafter.config, F64)[:2]
+    propose(drafter, first)
+    columns = drafter.limits.max_blocks
+    table = torch.full((len(PROMPTS), columns), -1, dtype=torch.int32)
+    table[:, : step.block_table.shape[1]] = step.block_table
+    step = replace(step, block_table=table)
+    expected = kept(propose(drafter, step))
+    of_engine = replace(
+        step, target_tokens=step.target_tokens.int(), next_tokens=step.next_tokens.int()
+    )
+    assert_same(propose(drafter, of_engine), expected)
+    for given, batch_size, names in (
+        (step, 3, ["_foreach_copy_"]),
+        (of_engine, 3, ["_foreach_copy_"] * 2),
+        (of_engine, 4, ["_foreach_copy_"] * 2 + ["fill_"]),
+        (replace(step, block_table=table[:, :-1]), 3, ["copy_", "_foreach_copy_", "fill_"]),
+    ):
+        inputs = PassInputs(
+            given.target_tokens, given.target_positions, tuple(given.taps), given.query_start,
+            given.num_rejected, given.next_tokens, given.block_table,
+        )  # fmt: skip
+        for buffer in (*drafter.static_inputs(3, len(step.target_tokens))[:2],):
+            buffer.fill_(7)
+        with Launches() as launches:
+            drafter_module.stage(inputs, drafter._buffers, batch_size)
+        assert launches.names == names
+        static = drafter.static_inputs(3, len(step.target_tokens))
+        assert torch.equal(static.target_tokens, step.target_tokens)
+        assert torch.equal(static.target_positions, step.target_positions)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
+def test_copies_in_one_launch_keep_every_bit(dtype: torch.dtype) -> None:
+    """Of odd sizes too, which are no whole words."""
+    bits = torch.randint(256, (2, 3, 5, 2), dtype=torch.uint8)
+    sources = [bits[0].view(dtype).flatten(), bits[1].view(dtype).flatten()[1:]]
+    targets = [torch.zeros_like(x) for x in sources]
+    copy_together(zip(targets, sources, strict=True))
+    for target, source in zip(targets, sources, strict=True):
+        assert torch.equal(target.view(torch.uint8), source.view(torch.uint8))
 
 
 @pytest.mark.parametrize("variant", ["bias", "normed-residual"])

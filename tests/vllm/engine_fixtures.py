@@ -33,6 +33,7 @@ class Served:
     outputs: list[list[list[int] | None]]
     aborted: list[list[int]]
     drafts: list[list[list[int]]]
+    launches: list[list[str]]
     counters: dict[str, Any]
     num_preemptions: int
     log: list[str]

@@ -72,6 +72,15 @@ def of_vllm(serve: Serve) -> Served:
     return serve(GREEDY, speculative=SPECULATIVE, plugin=False, **ENGINE)
 
 
+LAUNCHES = {
+    "V1": ["_foreach_copy_", "_foreach_copy_", "clamp"],
+    "V2": [
+        "gt", "index", "index", "where",  # the next token, sampled or of the prompt
+        "_foreach_copy_", "_foreach_copy_", "clamp",
+    ],
+}  # fmt: skip
+
+
 def assert_ours_on(served: Served, runner: str) -> None:
     (taken,) = [x for x in served.log if "p_eagle_cuda drafts" in x]
     assert ("on the V2 runner" in taken) == (runner == "V2"), taken
@@ -105,6 +114,8 @@ def test_ours_drafts_what_vllms_own_does(
     assert_same_text(ours, plain)
     assert_same_text(of_vllm, plain)
     assert ours.counters["num_drafts"] > 40
+    # What a step of decoding launches beside the pass; a batch between two sizes is padded.
+    assert [[x for x in kind if x != "fill_"] for kind in ours.launches] == [LAUNCHES[runner]] * 2
     if runner == "V1":
         assert ours.drafts == of_vllm.drafts
         assert ours.counters == of_vllm.counters
