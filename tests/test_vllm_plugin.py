@@ -107,6 +107,8 @@ def test_nothing_is_refused_that_works() -> None:
     assert refusal(config_of(model_config__dtype=torch.float32), "cpu", "V1") is None
     drawn = config_of(speculative_config__draft_sample_method="probabilistic")
     assert refusal(drawn, "cuda", "V1") is refusal(drawn, "cuda", "V2") is None
+    unpadded = config_of(speculative_config__disable_padded_drafter_batch=True)
+    assert refusal(unpadded, "cuda", "V2") is None  # it has no other drafts
 
 
 @pytest.mark.parametrize(

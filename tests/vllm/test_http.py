@@ -78,10 +78,15 @@ def test_evaluation(runner: str, http_servers: dict[str, HttpServer], prompt_fil
 
 
 @pytest.mark.feature("`vllm bench serve`")
+@pytest.mark.parametrize("runner", ["V1", "V2"])
 def test_vllms_benchmark_finds_the_same(
-    http_servers: dict[str, HttpServer], prompt_file: Path, vllm_python: str, tmp_path: Path
+    runner: str,
+    http_servers: dict[str, HttpServer],
+    prompt_file: Path,
+    vllm_python: str,
+    tmp_path: Path,
 ) -> None:
-    url = http_servers["V1"].url
+    url = http_servers[runner].url
     ours = evaluate(url, prompt_file)
     done = subprocess.run(
         [
@@ -92,7 +97,7 @@ def test_vllms_benchmark_finds_the_same(
             str(len(PROMPTS)), "--max-concurrency", "4", "--temperature", "0", "--ignore-eos",
             "--save-result", "--result-dir", tmp_path, "--result-filename", "bench.json",
         ],
-        env=environment(v2=False), capture_output=True, text=True, timeout=300, check=False,
+        env=environment(v2=runner == "V2"), capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     theirs = json.loads((tmp_path / "bench.json").read_text())

@@ -58,7 +58,9 @@ def _find_refusal(vllm_config: Any, device_type: str, runner: str) -> str | None
         "verification is adaptive, which takes the drafter's logits": (
             getattr(speculative, "enable_adaptive_verification", False)
         ),
-        "the draft batch is not padded": speculative.disable_padded_drafter_batch,
+        "the draft batch is not padded": (
+            runner == "V1" and speculative.disable_padded_drafter_batch
+        ),
     }
     for reason, applies in checks.items():
         if applies:
