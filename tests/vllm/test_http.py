@@ -97,7 +97,7 @@ def test_vllms_benchmark_finds_the_same(
             str(len(PROMPTS)), "--max-concurrency", "4", "--temperature", "0", "--ignore-eos",
             "--save-result", "--result-dir", tmp_path, "--result-filename", "bench.json",
         ],
-        env=environment(v2=runner == "V2"), capture_output=True, text=True, timeout=300, check=False,
+        env=environment(v2=False), capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     theirs = json.loads((tmp_path / "bench.json").read_text())
