@@ -76,14 +76,13 @@ def config_of(**changes: Any) -> Any:
         speculative_config=SimpleNamespace(
             method="eagle3", parallel_drafting=True, draft_sample_method="greedy",
             disable_padded_drafter_batch=False,
-            draft_parallel_config=SimpleNamespace(tensor_parallel_size=1),
             draft_model_config=SimpleNamespace(
                 uses_mrope=False, quantization=None, hf_config=SimpleNamespace(),
                 head_size=64, get_head_size=lambda: config.head_size,
             ),
         ),
         model_config=SimpleNamespace(supports_multimodal_inputs=False, dtype=torch.bfloat16),
-        parallel_config=SimpleNamespace(pipeline_parallel_size=1),
+        parallel_config=SimpleNamespace(tensor_parallel_size=1, pipeline_parallel_size=1),
         lora_config=None, head_size=64,
     )  # fmt: skip
     for path, value in changes.items():
@@ -116,7 +115,7 @@ def test_nothing_is_refused_that_works() -> None:
     [
         ("speculative_config__draft_model_config__uses_mrope", True, "M-RoPE"),
         ("model_config__supports_multimodal_inputs", True, "multimodal"),
-        ("speculative_config__draft_parallel_config__tensor_parallel_size", 2, "several GPUs"),
+        ("parallel_config__tensor_parallel_size", 2, "splits the drafter over several GPUs"),
         ("parallel_config__pipeline_parallel_size", 2, "pipeline stages"),
         ("parallel_config__decode_context_parallel_size", 2, "contexts are split"),
         ("parallel_config__prefill_context_parallel_size", 2, "contexts are split"),

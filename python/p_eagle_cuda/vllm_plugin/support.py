@@ -40,8 +40,9 @@ def _find_refusal(vllm_config: Any, device_type: str, runner: str) -> str | None
     checks = {
         "the drafter has M-RoPE": draft.uses_mrope,
         "the target takes multimodal inputs": model.supports_multimodal_inputs,
-        "the drafter is split over several GPUs (draft_tensor_parallel_size above 1)": (
-            speculative.draft_parallel_config.tensor_parallel_size > 1
+        # Whatever draft_tensor_parallel_size says, the layers take the target's group.
+        "vLLM splits the drafter over several GPUs, as the target": (
+            parallel.tensor_parallel_size > 1
         ),
         "the model is split into pipeline stages": parallel.pipeline_parallel_size > 1,
         "contexts are split over several GPUs": (
