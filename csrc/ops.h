@@ -57,6 +57,26 @@ struct PrepareInputsParams {
 
 cudaError_t launch_prepare_inputs(PrepareInputsParams const& params, cudaStream_t stream);
 
+// The rows that go on after the last layer has stored its keys and values: of a request that has
+// rows the last K, from row K * (requests before it that have rows) on. R: rows in the buffers.
+struct PruneRowsParams {
+  void const* x = nullptr;                // [R, H]    of any type
+  int64_t const* positions = nullptr;     // [R]
+  int32_t const* row_start = nullptr;     // [B + 1]
+  int32_t const* sample_rows = nullptr;   // [B * K]
+  void* out = nullptr;                    // [B * K, H]
+  int64_t* pruned_positions = nullptr;    // [B * K]
+  int32_t* pruned_row_start = nullptr;    // [B + 1]
+  int32_t* pruned_sample_rows = nullptr;  // [B * K]
+  int num_rows = 0;                       // R
+  int num_requests = 0;                   // B
+  int num_kept = 0;                       // K
+  int row_bytes = 0;                      // of x
+  PlanAttentionParams attention{};        // of the kept rows; work is null: not wanted
+};
+
+cudaError_t launch_prune_rows(PruneRowsParams const& params, cudaStream_t stream);
+
 // Layer-0 input of the drafter. R: rows in the buffers, H: hidden size, V: vocabulary size.
 struct EmbedNormConcatParams {
   int64_t const* token_ids = nullptr;   // [R]

@@ -253,6 +253,27 @@ def prepare_inputs(device: str, dtype: torch.dtype) -> Arguments:
     }
 
 
+def prune_rows(device: str, dtype: torch.dtype) -> Arguments:
+    """Three requests of 5, 0 and 4 rows, K = 3, so that 6 are kept; with a map."""
+    int32, map_of = {"device": device, "dtype": torch.int32}, plan_attention(device, dtype)
+    x, work = _randn(device, dtype, R, H), work_map(9, 3, NQ // NKV, device)
+    x[[0, 1, 5]] = float("nan")
+    work[:WORK_HEADER] = 0  # it has the counter of arrivals
+    return {
+        "x": x,
+        "positions": torch.tensor([-9, -9, 5, 6, 7, -9, 1021, 1022, 1023], device=device),
+        "row_start": torch.tensor([0, 5, 5, 9], **int32),
+        "sample_rows": torch.tensor([2, 3, 4, -1, -1, -1, 6, 7, -1], **int32),
+        "seq_lens": torch.tensor([8, 0, 1023], **int32),
+        "out": _output(device, dtype, 9, H),
+        **_filled(device, torch.int64, ["pruned_positions"], 9),
+        **_filled(device, torch.int32, ["pruned_row_start"], 4),
+        **_filled(device, torch.int32, ["pruned_sample_rows"], 9),
+        "work": work,
+        **{name: map_of[name] for name in ("num_heads", "num_kv_heads", "max_keys", "window")},
+    }
+
+
 def gather_taps(device: str, dtype: torch.dtype) -> Arguments:
     a = project_taps(device, dtype)
     names = ("taps", "source_row", "num_rows", "input_norm", "fc_norms", "eps")
@@ -393,7 +414,7 @@ CASES: dict[str, Callable[[str, torch.dtype], Arguments]] = {
     for f in (
         prepare_inputs, project_taps, embed_norm_concat, qkv_rope_cache, plan_attention,
         paged_attention, linear_residual, norm_swiglu, lm_head_topk, gather_taps, norm_rows,
-        gate_rows, rope_cache, build_tree, verify, logit_floors,
+        gate_rows, rope_cache, prune_rows, build_tree, verify, logit_floors,
         apply_penalties, compact_cache,
     )
 }  # fmt: skip
@@ -416,6 +437,9 @@ OUTPUTS = {
     "norm_rows": ("out",),
     "gate_rows": ("out",),
     "rope_cache": ("q", "k_cache", "v_cache"),
+    "prune_rows": (
+        "out", "pruned_positions", "pruned_row_start", "pruned_sample_rows", "work",
+    ),
     "build_tree": ("candidates", "parents", "depths", *TREE_LINKS, "num_nodes"),
     "verify": ("tokens", "path", "num_accepted", "num_rejected", "last_row", "next_tokens"),
     "logit_floors": ("floors",),

@@ -30,6 +30,7 @@ EXPECTED = {
     "embed_norm_concat_kernel": ["LDG.128", "STG.128"],
     "plan_attention_kernel": ["LDG", "STG"],
     "paged_attention_kernel": ["HMMA.16816.F32", "LDGSTS.BYPASS.128", "LDSM"],
+    "prune_rows_kernel": ["LDG", "STG"],
     "norm_rows_kernel": ["LDG", "STG"],
     "gate_rows_kernel": ["LDG", "STG"],
     "rope_cache_kernel": ["LDG", "STG"],

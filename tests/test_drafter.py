@@ -60,7 +60,8 @@ def test_the_ops_of_a_pass_are_listed(tmp_path: Path) -> None:
             return func(*args, **(kwargs or {}))
 
     for linear in ("fused", "torch"):
-        drafter = Drafter.from_pretrained(tmp_path, dtype=torch.float32, linear=linear, **SIZES)
+        options = {"dtype": torch.float32, "linear": linear, "prune_above": 0, **SIZES}
+        drafter = Drafter.from_pretrained(tmp_path, **options)
         with Calls():
             for step in passes(drafter.config, torch.float32, num_steps=1):
                 propose(drafter, step)
@@ -92,11 +93,13 @@ def test_all_layers_of_a_pass_share_a_map(tmp_path: Path, monkeypatch: pytest.Mo
         assert len({where for _, where in seen}) == 1
 
 
+@pytest.mark.parametrize("prune_above", [0, 192])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_kind_of_checkpoint(variant: str, tmp_path: Path) -> None:
+def test_every_kind_of_checkpoint(variant: str, prune_above: int, tmp_path: Path) -> None:
     """No option of a checkpoint is lost between the reference and the ops."""
     write_drafter(tmp_path, **VARIANTS[variant])
-    drafter = Drafter.from_pretrained(tmp_path, dtype=torch.float64, **SIZES)
+    options = {"dtype": torch.float64, "prune_above": prune_above, **SIZES}
+    drafter = Drafter.from_pretrained(tmp_path, **options)
     steps = passes(drafter.config, torch.float64)
     for step in steps:
         drafts = propose(drafter, step)
@@ -289,6 +292,8 @@ def test_limits_are_refused(tmp_path: Path) -> None:
     for name in ("num_speculative_tokens", "max_requests", "max_target_rows", "top_k"):
         with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
             Drafter.from_pretrained(tmp_path, **{**SIZES, name: 0})
+    with pytest.raises(ValueError, match="prune_above must be at least 0, got -1"):
+        Drafter.from_pretrained(tmp_path, prune_above=-1, **SIZES)
 
 
 @pytest.mark.parametrize("name", ["num_blocks", "block_size", "k_scale", "v_scale"])

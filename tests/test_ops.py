@@ -40,6 +40,7 @@ DEFINES_SIZES = {
     "norm_rows": {"x"},
     "gate_rows": {"gate_up"},
     "rope_cache": {"heads", "q", "k_cache"},
+    "prune_rows": {"x", "sample_rows", "seq_lens"},
     "build_tree": {"ids", "candidates", "shape_parents"},
     "verify": {"logits", "candidates", "draft_ids"},
     "logit_floors": {"logits", "temperature"},
@@ -52,6 +53,9 @@ WHOLE_OUTPUTS = {
     "prepare_inputs", "plan_attention", "lm_head_topk", "build_tree", "verify", "logit_floors",
     "apply_penalties",
 }  # fmt: skip
+
+# These are written whole by an op that writes others only as far as there are rows.
+WHOLE_WITH_ROWS = {"pruned_row_start", "pruned_sample_rows", "work"}
 
 CPU = DEVICES["cpu"]
 
@@ -131,6 +135,13 @@ def run_reference(name: str, a: Arguments) -> dict[str, Tensor]:
             a["k_cache"].shape[1], a["eps"],
         )  # fmt: skip
         return {"q": q, **written_caches(a, k, v)}
+    if name == "prune_rows":
+        rows = reference.prune_rows(a["x"], a["positions"], a["row_start"], a["sample_rows"])
+        positions = torch.cat([rows.positions, rows.positions.new_zeros(9 - N_REAL)])
+        inputs = {"row_start": rows.row_start, "seq_lens": a["seq_lens"], "positions": positions}
+        heads = {x: a[x] for x in ("num_heads", "num_kv_heads", "max_keys", "window")}
+        work = planned(inputs | heads | {"is_tree": False, "work": a["work"]})
+        return dict(zip(OUTPUTS[name], (*rows, work), strict=True))
     if name == "build_tree":
         shape = Topology(a["shape_parents"], a["shape_ranks"])
         return build_tree(
@@ -207,7 +218,7 @@ def test_matches_reference(name: str, dtype: torch.dtype, device: Device) -> Non
             assert_as_accurate_as_torch(
                 output, actual[present], expected[present], unfused[output][present]
             )
-        elif name in ("embed_norm_concat", "gather_taps", "norm_rows", "gate_rows"):
+        elif name in ("embed_norm_concat", "gather_taps", "norm_rows", "gate_rows", "prune_rows"):
             assert_rounded_once(output, actual, expected)
         elif name == "project_taps":
             real = arguments["source_row"][: len(expected)] >= 0
@@ -229,7 +240,8 @@ def test_writes_only_its_outputs_and_rows(name: str, device: Device) -> None:
         x = arguments[output]
         if output == "sum_squares":
             x = x.T
-        is_rows = name not in WHOLE_OUTPUTS and not output.endswith("_cache")
+        is_whole = name in WHOLE_OUTPUTS or output in WHOLE_WITH_ROWS
+        is_rows = not is_whole and not output.endswith("_cache")
         if is_rows and has_row_count:
             assert (x[N_REAL:] == SENTINEL).all(), f"{output}: wrote rows that do not exist"
         if output.endswith("_cache") and name != "compact_cache":
@@ -267,6 +279,10 @@ def test_no_rows(name: str, device: Device) -> None:
         assert (arguments["slots"] == -1).all()
     elif name == "lm_head_topk":
         assert (arguments["ids"] == -1).all()
+    elif name == "prune_rows":
+        assert not arguments["pruned_row_start"].any()
+        assert (arguments["pruned_sample_rows"] == -1).all()
+        assert (arguments["out"] == SENTINEL).all()
     elif name == "plan_attention":
         assert arguments["work"][:2].tolist() == [0, 0]
     elif name == "build_tree":
@@ -333,7 +349,7 @@ def test_public_function_allocates_what_it_returns(name: str, device: Device) ->
     given.pop("workspace", None)
     if name == "linear_residual":
         given["residual"] = plain["residual"]
-    if name in ("plan_attention", "prepare_inputs"):
+    if name in ("plan_attention", "prepare_inputs", "prune_rows"):
         given["work"] = plain["work"]
     if name == "lm_head_topk":
         given["top_k"] = plain["ids"].shape[1]
@@ -354,10 +370,9 @@ def test_public_function_allocates_what_it_returns(name: str, device: Device) ->
     returned = getattr(ops, name)(**given)
     device.call(name, arguments)
     results = returned if isinstance(returned, tuple) else (returned,)
-    if name == "prepare_inputs":
+    if name in ("prepare_inputs", "prune_rows"):
         results = (*results, plain["work"])
-    if name == "compact_cache":  # in place alone
-        results = ()
+    results = () if name == "compact_cache" else results  # in place alone
     if name == "apply_penalties":
         results = (plain["logits"],)
     names = [n for n in OUTPUTS[name] if not n.endswith("_cache")]
@@ -403,13 +418,15 @@ def test_row_counts_out_of_range(rows: int) -> None:
 @pytest.mark.parametrize("name", ["num_heads", "num_kv_heads", "window"])
 def test_numbers_of_a_map_that_is_not_wanted(name: str, device: Device) -> None:
     """Who forgets the map must not go on with an old one."""
-    arguments = case("prepare_inputs", device)
-    arguments |= {"work": None, "num_heads": 0, "num_kv_heads": 0, "window": 0}
-    device.call("prepare_inputs", arguments)
-    with pytest.raises(
-        (ValueError, RuntimeError), match=r"are of a `work` map, got .* without one"
-    ):
-        device.call("prepare_inputs", arguments | {name: 8})
+    for op in ("prepare_inputs", "prune_rows"):
+        arguments = case(op, device)
+        numbers = [x for x in ("num_heads", "num_kv_heads", "max_keys", "window") if x in arguments]
+        arguments |= {"work": None, **dict.fromkeys(numbers, 0)}
+        device.call(op, arguments)
+        with pytest.raises(
+            (ValueError, RuntimeError), match=rf"{op}: .* are of a `work` map, got .* without one"
+        ):
+            device.call(op, arguments | {name: 8})
 
 
 WRONG_NUMBERS_OF_A_MAP = {
@@ -420,7 +437,7 @@ WRONG_NUMBERS_OF_A_MAP = {
 
 
 @pytest.mark.parametrize("number", WRONG_NUMBERS_OF_A_MAP)
-@pytest.mark.parametrize("name", ["prepare_inputs", "plan_attention"])
+@pytest.mark.parametrize("name", ["prepare_inputs", "plan_attention", "prune_rows"])
 def test_maps_that_cannot_be(name: str, number: str, device: Device) -> None:
     value, message = WRONG_NUMBERS_OF_A_MAP[number]
     arguments = case(name, device)

@@ -10,8 +10,8 @@ namespace {
 
 template <class Visit>
 void for_each_op(Visit const& visit) {
-  for (auto const ops :
-       {input_ops(), layer_ops(), attention_ops(), head_ops(), row_ops(), tree_ops()}) {
+  for (auto const ops : {input_ops(), layer_ops(), attention_ops(), pruning_ops(), head_ops(),
+                         row_ops(), tree_ops()}) {
     for (CudaOp const& op : ops) {
       visit(op);
     }

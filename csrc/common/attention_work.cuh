@@ -13,6 +13,7 @@
 
 #include <cstdint>
 
+#include "common/arrival.cuh"
 #include "common/attention_layout.h"
 #include "common/scan.cuh"
 #include "ops.h"
@@ -110,6 +111,21 @@ struct AttentionPlanner {
     }
     if (thread == 0) {
       *header = {num_segments, num_tiles, tiles_per_block, 0, {}};
+    }
+  }
+
+  // The same at the end of a kernel whose blocks have written the inputs: the last of them to come
+  // here does it. `is_last` is in shared memory.
+  CUTLASS_DEVICE static void plan_by_last_block(PlanAttentionParams const& in,
+                                                SharedStorage& shared, bool& is_last, int thread) {
+    __syncthreads();  // the block's part is written, and what is shared has been read
+    if (thread == 0) {
+      auto* const header = reinterpret_cast<AttentionWorkHeader*>(in.work);
+      is_last = arrives_last(&header->arrivals, gridDim.x);
+    }
+    __syncthreads();  // is_last is known
+    if (is_last) {
+      plan(in, shared, thread);
     }
   }
 

@@ -30,8 +30,6 @@
 #include <cutlass/cutlass.h>
 #include <cutlass/fast_math.h>
 
-#include "common/arrival.cuh"
-#include "common/attention_layout.h"
 #include "common/attention_work.cuh"
 #include "common/launch.h"
 #include "common/scan.cuh"
@@ -234,20 +232,6 @@ CUTLASS_HOST_DEVICE int num_request_blocks(PrepareInputsParams const& params) {
   return cutlass::fast_max(1, ceil_div(params.num_requests, Config::kWarps));
 }
 
-// The last block to come here divides the attention, by what all have written.
-CUTLASS_DEVICE void plan_attention(PlanAttentionParams const& params, Config::SharedStorage& shared,
-                                   int thread) {
-  __syncthreads();  // the block's part is written, and the sums have been read
-  if (thread == 0) {
-    auto* const header = reinterpret_cast<AttentionWorkHeader*>(params.work);
-    shared.is_last = arrives_last(&header->arrivals, gridDim.x);
-  }
-  __syncthreads();  // is_last is known
-  if (shared.is_last) {
-    Config::Planner::plan(params, shared.scan, thread);
-  }
-}
-
 __global__ void __launch_bounds__(Config::kThreads)
     prepare_inputs_kernel(__grid_constant__ PrepareInputsParams const params) {
   __shared__ Config::SharedStorage shared;
@@ -302,7 +286,7 @@ __global__ void __launch_bounds__(Config::kThreads)
     }
   }
   if (params.attention.work != nullptr) {
-    plan_attention(params.attention, shared, thread);
+    Config::Planner::plan_by_last_block(params.attention, shared.scan, shared.is_last, thread);
   }
 }
 

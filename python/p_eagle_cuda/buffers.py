@@ -13,7 +13,7 @@ from torch import Tensor
 from p_eagle_cuda._registry import compiled, wide_dtype
 from p_eagle_cuda.config import DrafterConfig
 from p_eagle_cuda.ops.attention import attention_blocks
-from p_eagle_cuda.reference import STATISTIC_COLUMNS, PreparedInputs
+from p_eagle_cuda.reference import STATISTIC_COLUMNS, PreparedInputs, PrunedRows
 
 # Batches are padded to one of these many requests, so that as many graphs serve them all.
 BATCH_SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
@@ -151,6 +151,11 @@ class Buffers:
     attended: Tensor
     activated: Tensor
     sum_squares: Tensor
+    # What the last layer goes on with where it prunes rows; these themselves go to `hidden`.
+    pruned_positions: Tensor
+    pruned_row_start: Tensor
+    pruned_sample_rows: Tensor
+    pruned_work: Tensor
     # What kernels keep to themselves.
     linear_workspace: Tensor
     head_workspace: Tensor
@@ -196,6 +201,16 @@ class Buffers:
             row_start=self.row_start[: B + 1],
             seq_lens=self.seq_lens[:B],
             sample_rows=self.sample_rows[: B * k],
+        )
+
+    def pruned(self, num_requests: int, k: int) -> PrunedRows:
+        """Where a pass of this size has what `prune_rows` writes."""
+        N = num_requests * k
+        return PrunedRows(
+            x=self.hidden[:N],
+            positions=self.pruned_positions[:N],
+            row_start=self.pruned_row_start[: num_requests + 1],
+            sample_rows=self.pruned_sample_rows[:N],
         )
 
     def static_inputs(self, num_requests: int, num_rows: int) -> PassInputs:
@@ -254,7 +269,7 @@ def plan_buffers(
     H, D, Nq, Nkv = config.hidden_size, config.head_dim, config.num_heads, config.num_kv_heads
     wide, i32, i64 = wide_dtype(dtype), torch.int32, torch.int64
     sizes, num_sms, blocks = compiled(), device.num_sms, device.attention_blocks
-    work = sizes.attention_work_size(R, B, Nq // Nkv, blocks)
+    work, pruned_work = (sizes.attention_work_size(rows, B, Nq // Nkv, blocks) for rows in (R, N))
 
     def workspace(num_bytes: int) -> BufferSpec:
         return BufferSpec((num_bytes if num_sms else 0,), torch.uint8, is_zeroed=True)
@@ -276,6 +291,10 @@ def plan_buffers(
         "attended": BufferSpec((R, Nq * D), dtype),
         "activated": BufferSpec((R, config.intermediate_size), dtype),
         "sum_squares": BufferSpec((-(-H // STATISTIC_COLUMNS) * R,), wide),
+        "pruned_positions": BufferSpec((N,), i64),
+        "pruned_row_start": BufferSpec((B + 1,), i32),
+        "pruned_sample_rows": BufferSpec((N,), i32),
+        "pruned_work": BufferSpec((pruned_work,), i32, is_zeroed=True),
         "linear_workspace": workspace(sizes.linear_workspace_bytes(num_sms)),
         "head_workspace": workspace(sizes.lm_head_workspace_bytes(num_sms, N, k)),
         "attention_work": BufferSpec((work,), i32, is_zeroed=True),

@@ -25,7 +25,7 @@ from p_eagle_cuda.chunking import run_in_chunks
 from p_eagle_cuda.config import DrafterConfig
 from p_eagle_cuda.cuda_graphs import CudaRecorder, GraphCache, PassShape, Recorder
 from p_eagle_cuda.cuda_limits import cuda_refusals
-from p_eagle_cuda.drafter_pass import DrafterPass, Drafts
+from p_eagle_cuda.drafter_pass import PRUNE_ABOVE, DrafterPass, Drafts
 from p_eagle_cuda.errors import BackendError
 from p_eagle_cuda.input_checks import check_contents, check_inputs
 from p_eagle_cuda.kv_cache import allocate_cache
@@ -64,6 +64,7 @@ class Drafter:
         top_k: int = 1,
         joined_taps: bool = False,
         linear: str | LinearTable = "auto",
+        prune_above: int = PRUNE_ABOVE,
         cuda_graphs: bool = True,
         batch_sizes: Sequence[int] | None = None,
         max_graphs: int = 64,
@@ -89,6 +90,10 @@ class Drafter:
             linear: Backend of the linear layers: "fused" kernels, which are made for up to 32
                 rows; "torch", which is cuBLAS on CUDA; "auto" for what the package's table says;
                 or another such table. See `linear_backends`.
+            prune_above: Passes of more rows than this, T + B (k - 1), compute in the last layer
+                only keys and values of rows that no draft is sampled from. Drafts stay the same
+                but for rounding; it takes two launches more, and saves work where that, and not
+                the reading of weights, takes the time.
             cuda_graphs: Whether padded batches are replayed as graphs on CUDA. Launched kernel by
                 kernel they give the same bits.
             batch_sizes: What batches are padded to, ascending; 1, 2, 4, 8, 12, 16 and so on up to
@@ -115,6 +120,8 @@ class Drafter:
         ):
             if value < 1:
                 raise ValueError(f"Drafter: {name} must be at least 1, got {value}")
+        if prune_above < 0:
+            raise ValueError(f"Drafter: prune_above must be at least 0, got {prune_above}")
         self.config, self.weights, self.caches = config, weights, list(caches)
         self.block_size = _common_block_size(config, self.caches)
         self.num_speculative_tokens, self.top_k = K, top_k
@@ -146,6 +153,7 @@ class Drafter:
         self._pass = DrafterPass(
             config, weights, self.caches, self._buffers, layers,
             Tracer(device, nvtx=nvtx, debug=debug), top_k,
+            prune_above,
         )  # fmt: skip
         record = _recorder(device, graph_pool) if cuda_graphs and not debug else None
         self._graphs = (

@@ -98,6 +98,26 @@ def prepare_inputs(
     )
 
 
+class PrunedRows(NamedTuple):
+    """The rows of a pass that go on in its last layer, K of each request that has rows."""
+
+    x: Tensor  # [B * K, H]
+    positions: Tensor  # [B * K] int64
+    row_start: Tensor  # [B + 1] int32
+    sample_rows: Tensor  # [B * K] int32
+
+
+def prune_rows(x: Tensor, positions: Tensor, row_start: Tensor, sample_rows: Tensor) -> PrunedRows:
+    """The last K rows of each request that has rows; `x` and `positions` only as many as exist."""
+    K = sample_rows.numel() // (row_start.numel() - 1)
+    offset = torch.arange(K, device=x.device)
+    has_rows = row_start.diff() > 0
+    kept = (row_start[1:, None] - K + offset)[has_rows].flatten()
+    starts = torch.cat([row_start.new_zeros(1), (K * has_rows).cumsum(0)])
+    sampled = torch.where(sample_rows.view(-1, K) >= 0, starts[:-1, None] + offset, -1)
+    return PrunedRows(x[kept], positions[kept], starts.int(), sampled.int().flatten())
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float, sums: Tensor | None = None) -> Tensor:
     """``x / sqrt(mean(x**2) + eps) * weight`` over the last dimension, one rounding.
 

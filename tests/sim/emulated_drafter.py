@@ -78,11 +78,12 @@ def emulated(
                 _adopt(
                     session, name, value, read_only=is_static, initialized=is_static or is_zeroed
                 )
-            header = drafter._buffers.attention_work[:WORK_HEADER]  # it has a counter
-            if drafter.buffer_plan["attention_work"].is_zeroed:
-                session.mark_initialized(
-                    AdoptedMemory("header", header.data_ptr(), header.nbytes, False, True)
-                )
+            for name in ("attention_work", "pruned_work"):
+                header = getattr(drafter._buffers, name)[:WORK_HEADER]  # it has a counter
+                if drafter.buffer_plan[name].is_zeroed:
+                    session.mark_initialized(
+                        AdoptedMemory("header", header.data_ptr(), header.nbytes, False, True)
+                    )
             yield drafter, session
 
 

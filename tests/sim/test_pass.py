@@ -91,13 +91,39 @@ def test_every_kind_of_checkpoint(
         assert_right(tmp_path, steps, drafts)
 
 
-@pytest.mark.parametrize("weights", ["fp8_head", "fp8"])
+@every_setting
+def test_a_pruned_last_layer(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of prompts, and in a graph; before the last pass a request ends, another nears its end."""
+    write_drafter(tmp_path, num_hidden_layers=2, attention_bias=True, **EVEN_SIZES)
+    max_position = PROMPTS[2] + 2
+    options = {"path": tmp_path, "dtype": BF16, "max_position": max_position, **SIZES}
+    with emulated(monkeypatch, settings, graphs=True, prune_above=0, **options) as (drafter, sim):
+        steps = passes(drafter.config, BF16)
+        steps[2] = padded(steps[2], len(PROMPTS), len(steps[2].target_tokens), absent=[0])
+        give_pass(sim, steps[0])
+        for i, step in enumerate(steps):
+            num_launches = len(sim.launches)
+            drafts = propose(drafter, step)
+            sim.check()
+            kernels = [launch.kernel for launch in sim.launches[num_launches:]]
+            assert "prune_rows_kernel" in kernels
+            there = assert_right(tmp_path, steps[: i + 1], drafts, max_position)
+        assert not there[0].any()
+        assert there[1].all()
+        assert not there[2].all()
+        assert drafter._buffers.pruned_work[3] == 0, "left arrivals behind"
+
+
+@pytest.mark.parametrize(("weights", "prune_above"), [("fp8_head", 192), ("fp8", 192), ("fp8", 0)])
 def test_fp8_weights_and_cache(
-    weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    weights: str, prune_above: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two layers: the first, which has the heads of mask rows, and one like the others."""
     write_drafter(tmp_path, num_hidden_layers=2, attention_bias=True, **EVEN_SIZES)
     options = {"path": tmp_path, "dtype": BF16, "weights": weights, "kv_dtype": "fp8", **SIZES}
+    options["prune_above"] = prune_above
     with emulated(monkeypatch, FOUR["random"], **options) as (drafter, session):
         steps = passes(drafter.config, BF16, num_steps=1)
         for step in steps:
@@ -107,10 +133,13 @@ def test_fp8_weights_and_cache(
         assert_right(tmp_path, steps, drafts, None, weights, torch.float8_e4m3fn)
 
 
-def test_launches_of_a_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("prune_above", "expected"), [(192, 24), (0, 26)])
+def test_launches_of_a_pass(
+    prune_above: int, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Four layers: 24 launches, 20 of them outside of attention, and all of them overlap."""
     write_drafter(tmp_path, num_hidden_layers=4, **EVEN_SIZES)
-    options = {"path": tmp_path, "dtype": BF16, **SIZES}
+    options = {"path": tmp_path, "dtype": BF16, "prune_above": prune_above, **SIZES}
     with emulated(monkeypatch, FOUR["random"], **options) as (drafter, session):
         for step in passes(drafter.config, BF16, num_steps=1):
             num_launches = len(session.launches)
@@ -120,7 +149,7 @@ def test_launches_of_a_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     launches = session.launches[num_launches:]
     kernels = [launch.kernel for launch in launches]
     assert kernels.count("paged_attention_kernel") == 4
-    assert len(kernels) == 24, kernels
+    assert len(kernels) == expected, kernels
     assert all(launch.overlaps_previous for launch in launches)
 
 

@@ -33,6 +33,7 @@ from p_eagle_cuda.ops.attention import (
 from p_eagle_cuda.ops.head import lm_head_topk
 from p_eagle_cuda.ops.inputs import embed_norm_concat, prepare_inputs, project_taps
 from p_eagle_cuda.ops.layers import linear_residual, norm_swiglu, qkv_rope_cache
+from p_eagle_cuda.ops.pruning import prune_rows
 from p_eagle_cuda.ops.rows import gate_rows, gather_taps, norm_rows, rope_cache
 from p_eagle_cuda.ops.tree import build_tree, compact_cache
 from p_eagle_cuda.ops.verification import Sampling, apply_penalties, logit_floors, verify
@@ -59,6 +60,7 @@ __all__ = [
     "plan_attention",
     "prepare_inputs",
     "project_taps",
+    "prune_rows",
     "qkv_rope_cache",
     "rope_cache",
     "slice_work",

@@ -7,6 +7,7 @@ from functools import partial
 from sim.planted.bug import WRONG_RESULT, Bug
 
 _prepare = partial(Bug, "prepare_inputs")
+_prune = partial(Bug, "prune_rows")
 _embed = partial(Bug, "embed_norm_concat")
 
 BUGS = (
@@ -225,11 +226,15 @@ BUGS = (
     ),
     _prepare(
         "arrival before a block's part is written",
-        "__syncthreads();  // the block's part is written, and the sums have been read",
+        "__syncthreads();  // the block's part is written, and what is shared has been read",
         finds="race",
+        file="attention_work.cuh",
     ),
     _prepare(
-        "who is last read without a barrier", "__syncthreads();  // is_last is known", finds="race"
+        "who is last read without a barrier",
+        "__syncthreads();  // is_last is known",
+        finds="race",
+        file="attention_work.cuh",
     ),
     _prepare(
         "arrival without a fence",
@@ -249,12 +254,14 @@ BUGS = (
         "arrives_last(&header->arrivals, gridDim.x)",
         "arrives_last(&header->arrivals, gridDim.x - 1)",
         finds="race",
+        file="attention_work.cuh",
     ),
     _prepare(
         "map by every block",
-        "  if (shared.is_last) {\n",
-        "  {\n",
+        "    if (is_last) {\n",
+        "    {\n",
         finds="race",
+        file="attention_work.cuh",
     ),
     _prepare(
         "counter not reset",
@@ -344,5 +351,35 @@ BUGS = (
         "  if (thread >= num_vecs - Config::kThreads) return;\n"
         "  sum_of_squares = Config::Reduce::reduce(",
         finds="warp",
+    ),
+    _prune(
+        "requests of other blocks' threads not counted",
+        "before += __syncthreads_count(",
+        "before = __syncthreads_count(",
+        finds=WRONG_RESULT,
+    ),
+    _prune(
+        "the request itself counted",
+        "other < request && has_rows",
+        "other <= request && has_rows",
+        finds=WRONG_RESULT,
+    ),
+    _prune(
+        "the first rows of a request kept",
+        "int64_t(params.row_start[request + 1]) - params.num_kept + index",
+        "int64_t(params.row_start[request]) + index",
+        finds=WRONG_RESULT,
+    ),
+    _prune(
+        "a row without a slot sampled",
+        "is_kept && params.sample_rows[blockIdx.x] >= 0",
+        "is_kept",
+        finds=WRONG_RESULT,
+    ),
+    _prune(
+        "vectors past the end of a row",
+        "vec < row_vecs; vec",
+        "vec <= row_vecs; vec",
+        finds="race",
     ),
 )
