@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -135,6 +136,20 @@ def test_what_is_refused(path: str, value: Any, reason: str) -> None:
     assert found is not None
     assert reason in found
     assert "\n" not in found
+
+
+def test_multimodal_targets_before_vllm_0_31(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A registry tells there."""
+    config = config_of()
+    del config.model_config.supports_multimodal_inputs
+    asked = []
+    registry = SimpleNamespace(supports_multimodal_inputs=lambda x: bool(asked.append(x)) or is_so)
+    module = SimpleNamespace(MULTIMODAL_REGISTRY=registry)
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(multimodal=module))
+    monkeypatch.setitem(sys.modules, "vllm.multimodal", module)
+    for is_so in (False, True):
+        assert ("multimodal" in (refusal(config, "cuda", "V1") or "")) == is_so
+    assert asked == [config.model_config] * 2
 
 
 def test_a_configuration_that_is_not_known_is_refused() -> None:

@@ -9,6 +9,7 @@ import torch
 from p_eagle_cuda import ops
 from p_eagle_cuda.drafter_pass import PASS_OPS
 from p_eagle_cuda.ops.layers import CUDA_HEAD_DIMS
+from p_eagle_cuda.vllm_plugin.versions import takes_multimodal_inputs
 
 
 def is_p_eagle(vllm_config: Any) -> bool:  # noqa: ANN401 - vLLM's types change with its versions
@@ -39,7 +40,7 @@ def _find_refusal(vllm_config: Any, device_type: str, runner: str) -> str | None
     head_dim = draft.get_head_size()
     checks = {
         "the drafter has M-RoPE": draft.uses_mrope,
-        "the target takes multimodal inputs": model.supports_multimodal_inputs,
+        "the target takes multimodal inputs": takes_multimodal_inputs(model),
         # Whatever draft_tensor_parallel_size says, the layers take the target's group.
         "vLLM splits the drafter over several GPUs, as the target": (
             parallel.tensor_parallel_size > 1
