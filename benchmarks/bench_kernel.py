@@ -3,7 +3,8 @@
 For each: microseconds, GB/s of the bytes that must move, and the share of the measured copy
 bandwidth. The head is compared with what takes its place without it, a product by cuBLAS whose
 logits go to memory, and argmax; attention with FlashAttention where vLLM is installed, that of a
-prompt's rows with torch's. `bench_linear` has the linear layers.
+prompt's rows with torch's; with `--compile` the head and the embedding with the reference under
+torch.compile. `bench_linear` has the linear layers.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from torch.nn.attention.bias import causal_lower_right
 from tqdm import tqdm
 
 from clocks import ClockWatch
-from drafters import BLOCK_SIZE, EPS, KV_DTYPES, Case, config_of, random_caches
-from p_eagle_cuda import ops
+from compiled import Baseline
+from drafters import BLOCK_SIZE, KV_DTYPES, Case, random_caches
+from p_eagle_cuda import ops, reference
 from p_eagle_cuda.arguments import OneLineParser, positive_int
 from p_eagle_cuda.errors import PEagleError
 from p_eagle_cuda.reference import LayerCache
-from shapes import DRAFTERS, DrafterShape
+from shapes import DRAFTERS, EPS, DrafterShape, config_of
 from timing import (
     Call,
     copy_bandwidth,
@@ -37,7 +39,8 @@ from timing import (
 )
 
 MAX_COPIED_BYTES = 8 << 30
-BASELINES = ("cublas", "sdpa", "flash_attention")
+BASELINES = ("cublas", "sdpa", "flash_attention", "compiled")
+TOLERANCE = 0.1  # of torch.compile: bf16 rounding of a result of order one, on either side
 READS_CACHE = ("attention", "prompt_attention")
 PROMPT_ROWS = 2048  # of a prompt, at most, in a pass
 
@@ -48,6 +51,8 @@ class Kernel(NamedTuple):
     bytes: int  # that must move
     candidates: dict[str, list[Call]]  # the kernel as "ours"
     left_out: dict[str, str] | None = None  # candidates that do not run here, and why
+    baseline: Baseline | None = None  # the reference, for torch.compile
+    result: torch.Tensor | None = None  # what "ours" writes, the baseline's first result
 
 
 class Setting(NamedTuple):
@@ -107,14 +112,19 @@ def embed_norm_concat(s: Setting) -> Kernel:
     source, count = s.int32(list(range(R))), s.int32([R])
     out, residual = s.bf16(R, 2 * H), s.bf16(R, H)
 
-    def call(i: int) -> Call:
-        ids = torch.arange(i * R, (i + 1) * R, device=s.device) % V
+    every = [torch.arange(i * R, (i + 1) * R, device=s.device) % V for i in range(copies)]
+
+    def call(ids: torch.Tensor) -> Call:
         return lambda: ops.embed_norm_concat(
             ids, source, count, embedding, hidden, mask, norm, norm, EPS, out=out,
             residual=residual,
         )  # fmt: skip
 
-    return Kernel(R * H * 2, {"ours": [call(i) for i in range(copies)]})
+    arguments = [(ids, source, embedding, hidden, mask, norm, norm, EPS, False) for ids in every]
+    return Kernel(
+        R * H * 2, {"ours": [call(ids) for ids in every]}, None,
+        Baseline(reference.embed_norm_concat, arguments), out,
+    )  # fmt: skip
 
 
 def attention(s: Setting) -> Kernel:
@@ -280,7 +290,16 @@ def head(s: Setting) -> Kernel:
         return call
 
     candidates = {"ours": [ours(w) for w in weights], "cublas": [cublas(w) for w in weights]}
-    return Kernel(V * H * 2, candidates)
+    arguments = [(x, rows, norm, weight) for weight in weights]
+    return Kernel(V * H * 2, candidates, None, Baseline(_best_logit, arguments), out[1])
+
+
+def _best_logit(
+    x: torch.Tensor, rows: torch.Tensor, norm: torch.Tensor, weight: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """Logits first: ids of near-ties may differ."""
+    ids, logits, lse = reference.lm_head_topk(x, rows, norm, weight, None, 1, EPS)
+    return logits, ids, lse
 
 
 KERNELS: dict[str, Callable[[Setting], Kernel]] = {
@@ -291,6 +310,18 @@ KERNELS: dict[str, Callable[[Setting], Kernel]] = {
     "prepare_inputs": prepare_inputs,
     "embed_norm_concat": embed_norm_concat,
 }
+
+
+def compiled(kernel: Kernel) -> list[Call]:
+    """Its baseline under torch.compile.
+
+    Raises:
+        PEagleError: There is none, or it cannot run, or computes something else.
+    """
+    if kernel.baseline is None or kernel.result is None:
+        raise PEagleError("torch.compile: the reference of this op waits for the host")
+    kernel.candidates["ours"][0]()
+    return kernel.baseline.compiled(kernel.result, TOLERANCE)
 
 
 def measure(
@@ -305,6 +336,12 @@ def measure(
                 what = {"kernel": name, **asdict(case), "kv": kv}
                 try:
                     kernel = KERNELS[name](setting)
+                    left_out = dict(kernel.left_out or {})
+                    if options.compile:
+                        try:
+                            kernel.candidates["compiled"] = compiled(kernel)
+                        except PEagleError as error:
+                            left_out["compiled"] = str(error)
                     timings = time_candidates(kernel.candidates, min_seconds=0.05)
                 except (PEagleError, RuntimeError) as error:  # the others may go well
                     errors.append({**what, "error": str(error).splitlines()[0]})
@@ -314,7 +351,7 @@ def measure(
                     **what, "bytes": kernel.bytes,
                     "gb_per_s": round(rate / 1e9, 1), "share_of_copy": round(rate / bandwidth, 3),
                     **{candidate: timing.as_json() for candidate, timing in timings.items()},
-                    "left_out": kernel.left_out or {},
+                    "left_out": left_out,
                 }  # fmt: skip
 
 
@@ -367,6 +404,7 @@ def _parser() -> OneLineParser:
     parser.add_argument("--k", type=positive_int, default=7)
     parser.add_argument("--context", type=positive_int, default=4096)
     parser.add_argument("--kv", choices=KV_DTYPES, nargs="+", default=list(KV_DTYPES))
+    parser.add_argument("--compile", action="store_true", help="torch.compile, too; takes minutes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--dry-run", action="store_true", help="on the CPU; measures nothing")
     return parser

@@ -3,7 +3,8 @@
 For each weight of a drafter and each number of rows: microseconds, GB/s, the share of the measured
 copy bandwidth, and the ratio to cuBLAS. The fused op does all of its layer; cuBLAS is timed for the
 product alone, without the norm, the activation, the rotation or the cache that go with it, so the
-comparison favours cuBLAS. Results are checked against cuBLAS before anything is timed.
+comparison favours cuBLAS. With `--compile` there is also the reference under torch.compile, which
+does all but write to the cache. Results are checked against cuBLAS before anything is timed.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from clocks import ClockWatch
-from p_eagle_cuda import ops
+from compiled import Baseline
+from p_eagle_cuda import ops, reference
 from p_eagle_cuda.arguments import OneLineParser, positive_int
 from p_eagle_cuda.config import RopeConfig
 from p_eagle_cuda.errors import PEagleError
 from p_eagle_cuda.kv_cache import allocate_cache
 from p_eagle_cuda.rope import rope_table
-from shapes import DRAFTERS, DrafterShape
+from shapes import DRAFTERS, EPS, DrafterShape
 from timing import (
     Call,
     copy_bandwidth,
@@ -38,7 +40,6 @@ from timing import (
 
 E4M3 = torch.float8_e4m3fn
 BLOCK_SIZE = 16
-EPS = 1e-5
 # bf16 rounding of a result of order one, on either side
 TOLERANCE = 0.05
 
@@ -141,6 +142,45 @@ class Layer:
             weight_scale=scale, workspace=self.workspace,
         )  # fmt: skip
 
+    def baseline(self) -> Baseline:
+        """The same layer in the reference, with bf16 weights; of the cache it returns the rows."""
+        norm, sums = (None, None) if "first" in self.name else self._norm()
+        R, num_kv_heads = self.x.shape[0], self.shape.num_kv_heads
+        if self.name == "fc":
+            size = self.columns // self.shape.num_taps
+            taps = [x.contiguous() for x in self.x.split(size, dim=1)]
+            return Baseline(_joined_product, [(taps, weight) for weight in self.weights])
+        if self.name in ("o", "down"):
+            residual = self.x.new_zeros(R, self.rows)
+            return Baseline(
+                reference.linear_residual,
+                [(self.x, weight, None, residual) for weight in self.weights],
+            )
+        if self.name == "gate_up":
+            rows = [(self.x, norm, weight, EPS, sums) for weight in self.weights]
+            return Baseline(reference.norm_swiglu, rows)
+        rope = rope_table(RopeConfig(), self.shape.head_dim, 4096).to(self.device)
+        positions = torch.arange(R, device=self.device)
+        return Baseline(
+            reference.qkv_rope,
+            [
+                (self.x, norm, weight, None, None, None, rope, positions, num_kv_heads, EPS, sums)
+                for weight in self.weights
+            ],
+        )
+
+    def compiled(self) -> list[Call]:
+        """The baseline under torch.compile.
+
+        Raises:
+            PEagleError: It cannot run, or computes something else.
+        """
+        if self.quantised:
+            raise PEagleError("torch.compile: is timed with bf16 weights alone")
+        (call, *_) = self.fused()
+        call()
+        return self.baseline().compiled(self.result, TOLERANCE)
+
     def check(self) -> None:
         """The fused op and float32 agree, where the op does nothing but multiply.
 
@@ -159,6 +199,10 @@ class Layer:
             raise BenchmarkError(f"{self.name}: the fused op is {error:.3g} off, not worth timing")
 
 
+def _joined_product(taps: list[Tensor], weight: Tensor) -> Tensor:
+    return torch.cat(taps, dim=1) @ weight.T
+
+
 def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
     """e4m3 with a scale for each row."""
     scale = weight.float().abs().amax(dim=1) / torch.finfo(E4M3).max
@@ -171,8 +215,12 @@ def measure(
     formats: list[str],
     device: torch.device,
     json: Path | None = None,
+    compile: bool = False,
 ) -> dict[str, Any]:
-    """Time every layer of every drafter, once where two share a shape; `json` grows with each."""
+    """Time every layer of every drafter, once where two share a shape; `json` grows with each.
+
+    `compile` adds the reference under torch.compile.
+    """
     bandwidth = copy_bandwidth(device)
     cases = {
         (shape.linear_layers()[layer], fmt, R): (drafter, layer)
@@ -193,7 +241,14 @@ def measure(
         try:
             layer = Layer(name, shape, R, is_e4m3, device, copies)
             layer.check()
-            timings = time_candidates({"fused": layer.fused(), "cublas": layer.cublas()})
+            candidates = {"fused": layer.fused(), "cublas": layer.cublas()}
+            left_out = {}
+            if compile:
+                try:
+                    candidates["compiled"] = layer.compiled()
+                except PEagleError as error:
+                    left_out["compiled"] = str(error)
+            timings = time_candidates(candidates)
         except (PEagleError, RuntimeError) as error:  # of this case: the others may go well
             what = {"drafter": drafter, "layer": name, "weight": fmt, "rows": R}
             report["errors"].append({**what, "error": str(error).splitlines()[0]})
@@ -206,8 +261,13 @@ def measure(
             "rows": R, "copies": copies, "fused": timings["fused"].as_json(),
             "cublas_bf16": timings["cublas"].as_json(), "gb_per_s": round(gigabytes / 1e9, 1),
             "share_of_copy": round(gigabytes / bandwidth, 3),
-            "cublas_over_fused": round(cublas_us / fused_us, 3),
+            "cublas_over_fused": round(cublas_us / fused_us, 3), "left_out": left_out,
         })  # fmt: skip
+        if "compiled" in timings:
+            report["results"][-1] |= {
+                "compiled_bf16": timings["compiled"].as_json(),
+                "compiled_over_fused": round(timings["compiled"].median_us / fused_us, 3),
+            }
         write_json(json, report)
     return report
 
@@ -215,14 +275,15 @@ def measure(
 def table(report: dict[str, Any]) -> str:
     """Markdown, a line for each case."""
     lines = [
-        "| Weight | | Rows | Fused us | GB/s | of copy | cuBLAS us | cuBLAS / fused |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| Weight | | Rows | Fused us | GB/s | of copy | cuBLAS us | cuBLAS / fused "
+        "| compiled / fused |",
+        "|" + " --- |" * 9,
     ]
     lines += [
         f"| {r['drafter']} {r['layer']} [{r['rows_of_weight']}, {r['columns']}] | {r['weight']} "
         f"| {r['rows']} | {r['fused']['median_us']:.2f} | {r['gb_per_s']:.0f} "
         f"| {r['share_of_copy']:.0%} | {r['cublas_bf16']['median_us']:.2f} "
-        f"| {r['cublas_over_fused']:.2f} |"
+        f"| {r['cublas_over_fused']:.2f} | {r.get('compiled_over_fused', '-')} |"
         for r in report["results"]
     ]
     return "\n".join(lines)
@@ -234,7 +295,10 @@ def main() -> int:
     try:
         device = device_to_time(dry_run=options.dry_run)
         with ClockWatch() as clocks:
-            report = measure(options.drafter, options.rows, options.weights, device, options.json)
+            report = measure(
+                options.drafter, options.rows, options.weights, device, options.json,
+                options.compile,
+            )  # fmt: skip
         clocks.note(report)
         write_json(options.json, report)
         print(table(report))
@@ -251,6 +315,7 @@ def _parser() -> OneLineParser:
     parser.add_argument("--drafter", choices=DRAFTERS, nargs="+", default=["gpt-oss-20b"])
     parser.add_argument("--rows", type=positive_int, nargs="+", default=[1, 7, 10, 14, 16, 24, 32])
     parser.add_argument("--weights", choices=["bf16", "e4m3"], nargs="+", default=["bf16", "e4m3"])
+    parser.add_argument("--compile", action="store_true", help="torch.compile, too; takes minutes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--dry-run", action="store_true", help="on the CPU; measures nothing")
     return parser

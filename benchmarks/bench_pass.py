@@ -2,7 +2,8 @@
 
 For each batch: microseconds of the GPU for a pass with a cold L2 (`timing.time_passes`), what the
 host takes to launch it, the bytes that must move, the floor at the measured copy bandwidth and
-product rate (`floor`), and ratios to it. Inputs lie in the drafter's static buffers already.
+product rate (`p_eagle_cuda.planning`), and ratios to it. Inputs lie in the drafter's static buffers
+already.
 
 `auto` is what a user gets; `fused` and `torch` have every linear layer on one backend; what
 `vllm_replay` is, the module of that name says. Before they are timed, the passes must draft the
@@ -31,7 +32,6 @@ from drafters import (
     PATTERNS,
     WEIGHT_PRECISIONS,
     Case,
-    config_of,
     drafter_of,
     fill_batch,
     quantized,
@@ -39,12 +39,12 @@ from drafters import (
     random_weights,
     widened,
 )
-from floor import floor_us, phases, total_bytes
 from p_eagle_cuda.arguments import OneLineParser, positive_int
 from p_eagle_cuda.config import DrafterConfig
 from p_eagle_cuda.errors import PEagleError
+from p_eagle_cuda.planning.phases import Precision, floor_us, phases, total_bytes
 from p_eagle_cuda.weights import DrafterWeights
-from shapes import DRAFTERS, DrafterShape
+from shapes import DRAFTERS, DrafterShape, config_of
 from timing import (
     copy_bandwidth,
     device_to_time,
@@ -136,10 +136,11 @@ def measure(
         rates = report["copy_gb_per_s"] * 1e9, report["product_tflop_per_s"] * 1e12
         for case in fitting:
             what = {**asdict(case), "kv": kv, "weights": options.weights}
-            found = phases(
-                shape, case, weight_bytes=weights.fc.element_size(),
-                head_bytes=weights.lm_head.element_size(), kv_bytes=KV_DTYPES[kv].itemsize,
+            precision = Precision(
+                weights.fc.element_size(), weights.lm_head.element_size(),
+                KV_DTYPES[kv].itemsize, weights.fp8_activations,
             )  # fmt: skip
+            found = phases(config, case.as_batch(), precision)
             floor = floor_us(found, *rates)
             try:
                 timed = time_case(config, weights, wide, caches, case, options.rounds, floor)

@@ -1,4 +1,4 @@
-"""What FP8 weights and caches cost the bundled pair in acceptance.
+"""What FP8 weights, activations and caches cost the bundled pair in acceptance.
 
 Held-out functions (see `bench_acceptance.py`) are continued greedily once, by the target. Then each
 precision drafts from every position of that text, as if every position began a step: a draft is
@@ -37,7 +37,8 @@ from p_eagle_cuda.train.corpus import held_out_prompts, load_corpus
 BLOCK_SIZE = 16
 # Of the matrices and of the keys and values; the first is what the others are compared with.
 PRECISIONS = (
-    ("auto", "auto"), ("fp8_head", "auto"), ("fp8", "auto"), ("auto", "fp8"), ("fp8", "fp8"),
+    ("auto", "auto"), ("fp8_head", "auto"), ("fp8", "auto"), ("w8a8", "auto"), ("auto", "fp8"),
+    ("fp8", "fp8"), ("w8a8", "fp8"),
 )  # fmt: skip
 
 

@@ -225,7 +225,7 @@ def _parser() -> OneLineParser:
     parser.add_argument("--variant", choices=VARIANTS, nargs="+", default=list(VARIANTS))
     parser.add_argument("--k", type=positive_int, default=5)
     parser.add_argument("--acceptance-length", type=float, default=3.0, help="1 to K + 1")
-    parser.add_argument("--weights", choices=("auto", "fp8_head", "fp8"), default="auto")
+    parser.add_argument("--weights", choices=("auto", "fp8_head", "fp8", "w8a8"), default="auto")
     parser.add_argument("--kv", choices=("auto", "fp8"), default="auto", help="of both caches")
     parser.add_argument("--concurrency", type=positive_int, nargs="+", default=[1, 8, 32, 128])
     parser.add_argument("--input-tokens", type=positive_int, default=1024)

@@ -10,18 +10,23 @@ from torch import Tensor
 
 from p_eagle_cuda import Drafter, reference
 from p_eagle_cuda.buffers import PassInputs
-from p_eagle_cuda.config import DrafterConfig, RopeConfig
+from p_eagle_cuda.config import DrafterConfig
 from p_eagle_cuda.kv_cache import allocate_cache
-from p_eagle_cuda.precision import quantize_rows
+from p_eagle_cuda.planning.phases import Batch
+from p_eagle_cuda.precision import (
+    FP8_ACTIVATIONS,
+    FP8_LAYERS,
+    quantize_activations,
+    quantize_rows,
+)
 from p_eagle_cuda.rope import rope_table
 from p_eagle_cuda.weights import DrafterWeights, LayerWeights
-from shapes import DrafterShape
+from shapes import EPS
 
 BLOCK_SIZE = 16
-EPS = 1e-5
 PATTERNS = ("0", "mean", "K", "ragged")
 KV_DTYPES = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
-WEIGHT_PRECISIONS = ("bf16", "fp8_head", "fp8")  # as in `Drafter.from_pretrained`
+WEIGHT_PRECISIONS = ("bf16", "fp8_head", "fp8", "w8a8")  # as in `Drafter.from_pretrained`
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,10 @@ class Case:
         quarters = [1, 7, 3, 5]
         return [max(self.context * quarters[b % 4] // 4, 1) for b in range(self.batch)]
 
+    def as_batch(self) -> Batch:
+        """For the count of bytes and operations."""
+        return Batch(self.k, self.num_accepted(), self.contexts())
+
     def positions(self) -> list[int]:
         """How many each request has room for: its context, and all rows before rejection."""
         return [context + 2 * self.k for context in self.contexts()]
@@ -59,27 +68,6 @@ class Case:
     def num_blocks(self) -> int:
         """In the caches."""
         return sum(-(-n // BLOCK_SIZE) for n in self.positions())
-
-
-def config_of(shape: DrafterShape, max_position: int) -> DrafterConfig:
-    """Its configuration; the mask token is the last one."""
-    return DrafterConfig(
-        hidden_size=shape.hidden_size,
-        target_hidden_size=shape.hidden_size,
-        num_taps=shape.num_taps,
-        tap_layer_ids=None,
-        intermediate_size=shape.intermediate_size,
-        num_layers=shape.num_layers,
-        num_heads=shape.num_heads,
-        num_kv_heads=shape.num_kv_heads,
-        head_dim=shape.head_dim,
-        vocab_size=shape.vocab_size,
-        draft_vocab_size=shape.vocab_size,
-        rms_norm_eps=EPS,
-        rope=RopeConfig(),
-        max_position_embeddings=max_position,
-        mask_token_id=shape.vocab_size - 1,
-    )
 
 
 def random_weights(
@@ -130,13 +118,17 @@ def random_weights(
     )
 
 
-def _mask_heads(first: LayerWeights, embedding: Tensor, mask_hidden: Tensor) -> Tensor:
+def _mask_heads(
+    first: LayerWeights, embedding: Tensor, mask_hidden: Tensor, *, fp8_activations: bool = False
+) -> Tensor:
     """Not a product by cuBLAS, whose kernels a sanitizer would take long to look at."""
     assert first.hidden_norm is not None
     mask_row = torch.cat([
         reference.rms_norm(reference.widen(embedding), first.input_norm, EPS),
         reference.rms_norm(reference.widen(mask_hidden), first.hidden_norm, EPS),
     ])  # fmt: skip
+    if fp8_activations:
+        mask_row = quantize_activations(mask_row)
     return (reference.widen(first.qkv) * mask_row).sum(dim=1)
 
 
@@ -145,12 +137,16 @@ def quantized(weights: DrafterWeights, precision: str) -> DrafterWeights:
     if precision == "bf16":
         return weights
     changes: dict[str, Any] = _quantized(weights, "lm_head")
-    if precision == "fp8":
+    if precision in FP8_LAYERS:
+        fp8_activations = precision in FP8_ACTIVATIONS
         names = ("qkv", "o", "gate_up", "down")
         layers = tuple(replace(x, **_quantized(x, *names)) for x in weights.layers)
         changes |= {**_quantized(weights, "fc"), "layers": layers}
         first = replace(layers[0], **_widened(layers[0], weights.dtype))
-        changes["mask_heads"] = _mask_heads(first, weights.embedding[-1], weights.mask_hidden)
+        changes["fp8_activations"] = fp8_activations
+        changes["mask_heads"] = _mask_heads(
+            first, weights.embedding[-1], weights.mask_hidden, fp8_activations=fp8_activations
+        )
     return replace(weights, **changes)
 
 
@@ -164,7 +160,8 @@ def _quantized(owner: object, *names: str) -> dict[str, Tensor]:
 def widened(weights: DrafterWeights) -> DrafterWeights:
     """The same drafter with all matrices in the working dtype, which holds FP8 values exactly."""
     layers = tuple(replace(x, **_widened(x, weights.dtype)) for x in weights.layers)
-    return replace(weights, **_widened(weights, weights.dtype), layers=layers)
+    changes: dict[str, Any] = _widened(weights, weights.dtype)
+    return replace(weights, **changes, layers=layers, fp8_activations=False)
 
 
 def _widened(owner: object, dtype: torch.dtype) -> dict[str, Tensor | None]:

@@ -7,14 +7,15 @@
 #   benchmarks/gpu_check.sh --out DIR --only pass  one step again, or several: pass,linear
 #   benchmarks/gpu_check.sh --out DIR --dry-run    all steps on a CPU: tests this script
 #
-# Every step has its own time box, and fails for itself alone. What has passed is not done again in
-# the same work folder. DIR holds log.txt, table.txt and <gpu>-<date>.json after every step, so a
+# Every step has its own time box, and fails for itself alone. What cannot run here is skipped, and
+# says why. What has passed is not done again in the same work folder. DIR holds log.txt, table.txt and <gpu>-<date>.json after every step, so a
 # run that is cut short leaves what it has found. Clocks and settings of the GPU are left alone.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
 STEPS=(environment build smoke ops pass linear conformance kernels verification memcheck racecheck synccheck
-  counters)
+  counters compiled serving)
+SKIPPED=77 # how a step exits that cannot run here; its last line says why
 
 die() {
   echo "gpu_check: error: $1" >&2
@@ -58,7 +59,7 @@ bench() { "$python" "$root/benchmarks/$1.py" "${@:2}"; }
 tests() { "$python" -m pytest -q -p no:cacheprovider "$@"; }
 parallel() { tests --timeout=120 -n "$((cores < $1 ? cores : $1))" "${@:2}"; }
 export -f bench tests parallel
-export root work out dry python cores
+export root work out dry python cores SKIPPED
 
 # ---- Steps: seconds, and what to do. All run in the root of the repository. ----------------------
 
@@ -187,28 +188,68 @@ racecheck() { sanitized racecheck; }
 synccheck_s=60
 synccheck() { sanitized synccheck; }
 
+# With as many counters as this ncu and this GPU know.
 counters_s=90
 counters() {
   if [[ $dry ]]; then
     echo "dry run: no ncu"
     return
   fi
+  command -v ncu || { echo "there is no ncu"; return "$SKIPPED"; }
   local basic=gpu__time_duration.sum,dram__bytes_read.sum,dram__bytes_write.sum
   basic+=,launch__registers_per_thread,launch__grid_size
   local more=$basic,dram__throughput.avg.pct_of_peak_sustained_elapsed
   more+=,sm__inst_executed_pipe_tensor.sum,lts__t_sector_hit_rate.pct
-  more+=,smsp__average_warps_issue_stalled_long_scoreboard_per_issue_active.ratio
-  more+=,smsp__average_warps_issue_stalled_barrier_per_issue_active.ratio
+  local reason stalls=''
+  for reason in barrier lg_throttle long_scoreboard math_pipe_throttle membar mio_throttle \
+    no_instruction not_selected short_scoreboard sleeping wait; do
+    stalls+=,smsp__average_warps_issue_stalled_${reason}_per_issue_active.ratio
+  done
+  local pipe=,sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active
   local metrics
-  for metrics in "$more" "$basic"; do
+  for metrics in "$more$pipe$stalls" "$more$stalls" "$basic"; do
     ncu --metrics "$metrics" --clock-control none --print-units base --csv --page raw \
       --log-file "$work/ncu.csv" \
-      --kernel-name 'regex:linear_kernel|lm_head_topk|attention|prepare_inputs|embed_norm' \
+      --kernel-name 'regex:linear_kernel|wide_kernel|lm_head_topk|attention|prepare_inputs|embed_norm' \
       "$python" benchmarks/one_pass.py --drafter gpt-oss-20b --batch 1 --k 7 --context 4096 \
       --accepted mean --passes 1 && grep -q gpu__time_duration "$work/ncu.csv" && return
     tail -n 20 "$work/ncu.csv"
+    if grep -q ERR_NVGPUCTRPERM "$work/ncu.csv"; then
+      echo "this machine lets nobody read counters: ERR_NVGPUCTRPERM"
+      return "$SKIPPED"
+    fi
   done
   return 1
+}
+
+# The reference under torch.compile, which takes seconds for each shape.
+compiled_s=150
+compiled() {
+  if [[ $dry ]]; then
+    bench bench_linear --dry-run --compile --drafter bundled --rows 2 --weights bf16 \
+      --json "$work/linear-compiled.json"
+    return
+  fi
+  local status=0
+  timeout --foreground 90 "$python" benchmarks/bench_linear.py --compile --rows 14 --weights bf16 \
+    --json "$work/linear-compiled.json" || status=$?
+  timeout --foreground 60 "$python" benchmarks/bench_kernel.py --compile --batch 1 32 --kv bf16 \
+    --kernel head embed_norm_concat --json "$work/kernels-compiled.json" || status=$?
+  return $status
+}
+
+serving_s=240
+serving() {
+  local why
+  why=$("$python" -c 'import vllm' 2>&1) || { echo "vLLM is not importable: ${why##*$'\n'}"; return "$SKIPPED"; }
+  local sizes=(--drafter gpt-oss-20b --target-layers 8 --concurrency 1 16 --input-tokens 512
+    --output-tokens 128 --rounds 2)
+  if [[ $dry ]]; then
+    sizes=(--dry-run --drafter bundled --target-layers 4 --concurrency 2 --input-tokens 16
+      --output-tokens 8 --rounds 1 --variant v1)
+  fi
+  # What is compared comes first: time may run out.
+  bench bench_serving "${sizes[@]}" --json "$work/serving.json"
 }
 
 # ---- One step after the other --------------------------------------------------------------------
@@ -251,6 +292,7 @@ for step in "${STEPS[@]}"; do
   case $status in
     0) result=ok ;;
     124 | 137) result="stopped after $box s" ;;
+    "$SKIPPED") result=skipped status=0 ;;
     *) result="failed ($status)" ;;
   esac
   ((status == 0)) || failed=1

@@ -23,7 +23,11 @@ PIECES = (
     "linear-wide",
     "kernels",
     "verification",
+    "linear-compiled",
+    "kernels-compiled",
+    "serving",
 )
+STALLED = re.compile(r"smsp__average_warps_issue_stalled_(\w+)_per_issue_active\.ratio")
 
 
 def main() -> int:
@@ -34,6 +38,7 @@ def main() -> int:
     parser.add_argument("--command", required=True)
     options = parser.parse_args()
     report = collect(options.work, options.command)
+    (options.out / f"{slug({})}.json").unlink(missing_ok=True)  # of before there was a GPU's name
     name = f"{slug(report['environment'])}.json"
     (options.out / name).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     (options.out / "table.txt").write_text(table(report["steps"]) + "\n", encoding="utf-8")
@@ -54,7 +59,8 @@ def collect(work: Path, command: str) -> dict[str, Any]:
         },
     }
     if (work / "ncu.csv").exists():
-        report["counters"] = counters((work / "ncu.csv").read_text("utf-8", errors="replace"))
+        launches = counters((work / "ncu.csv").read_text("utf-8", errors="replace"))
+        report["counters"] = {"kernels": by_kernel(launches), "launches": launches}
     return report
 
 
@@ -139,6 +145,59 @@ def counters(text: str) -> list[dict[str, Any]]:
                 values[name] = number(value)
         launches.append(values)
     return launches
+
+
+def by_kernel(launches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What counters say of each kernel, over its launches, the longest in all first.
+
+    Sums are of launches where ncu has written a number. Shares are means, weighted by time: of the
+    peak of memory and of the tensor cores, both in percent, and of sectors that were found in L2.
+    `stalls` are warps that wait for each reason while one issues, the most first.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for launch in launches:
+        groups.setdefault(launch["kernel"].split("::")[-1].split(" ")[-1], []).append(launch)
+    found = []
+    for name, own in groups.items():
+        us = total(own, "gpu__time_duration.sum")
+        read, written = total(own, "dram__bytes_read.sum"), total(own, "dram__bytes_write.sum")
+        row = {
+            "kernel": name,
+            "launches": len(own),
+            "us": None if us is None else us / 1e3,
+            "dram_read_bytes": read,
+            "dram_written_bytes": written,
+            "dram_gb_per_s": (read + written) / us if us and None not in (read, written) else None,
+            "dram_percent": mean(own, "dram__throughput.avg.pct_of_peak_sustained_elapsed"),
+            "tensor_instructions": total(own, "sm__inst_executed_pipe_tensor.sum"),
+            "tensor_percent": mean(
+                own, "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active"
+            ),
+            "l2_hit_percent": mean(own, "lts__t_sector_hit_rate.pct"),
+            "registers": max((x.get("launch__registers_per_thread", 0) for x in own), default=0),
+        }
+        metrics = dict.fromkeys(metric for x in own for metric in x if STALLED.fullmatch(metric))
+        stalls = {STALLED.fullmatch(metric)[1]: mean(own, metric) for metric in metrics}
+        told = {reason: x for reason, x in stalls.items() if x is not None}
+        row["stalls"] = dict(sorted(told.items(), key=lambda item: -item[1]))
+        found.append(row)
+    return sorted(found, key=lambda row: -(row["us"] or 0))
+
+
+def total(launches: list[dict[str, Any]], metric: str) -> float | None:
+    """The sum of a counter; None where no launch has it."""
+    values = [x[metric] for x in launches if isinstance(x.get(metric), float)]
+    return sum(values) if values else None
+
+
+def mean(launches: list[dict[str, Any]], metric: str) -> float | None:
+    """The mean of a share over the time of the launches; None where no launch has it."""
+    pairs = [(x[metric], x.get("gpu__time_duration.sum")) for x in launches
+             if isinstance(x.get(metric), float)]  # fmt: skip
+    weights = [ns if isinstance(ns, float) else 0.0 for _, ns in pairs]
+    if not sum(weights):
+        return None
+    return sum(x * w for (x, _), w in zip(pairs, weights, strict=True)) / sum(weights)
 
 
 def number(text: str) -> float | str:

@@ -17,7 +17,6 @@ from drafters import (
     PATTERNS,
     WEIGHT_PRECISIONS,
     Case,
-    config_of,
     drafter_of,
     fill_batch,
     quantized,
@@ -26,7 +25,7 @@ from drafters import (
 )
 from p_eagle_cuda.arguments import OneLineParser, positive_int
 from p_eagle_cuda.errors import PEagleError
-from shapes import DRAFTERS
+from shapes import DRAFTERS, config_of
 
 
 def main() -> int:

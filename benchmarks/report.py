@@ -18,18 +18,20 @@ from textwrap import fill
 from typing import Any
 
 from drafters import Case
-from floor import floor_us, phases, total_bytes
 from p_eagle_cuda.arguments import OneLineParser
 from p_eagle_cuda.errors import PEagleError
-from shapes import DRAFTERS
+from p_eagle_cuda.planning.gpus import GPUS
+from p_eagle_cuda.planning.phases import floor_us, phases, total_bytes
+from p_eagle_cuda.planning.traffic import BUNDLED_TRAFFIC
+from shapes import DRAFTERS, config_of
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- performance: begin -->\n", "<!-- performance: end -->\n"
 DRAFTER, K, CONTEXT, ACCEPTED, KV = "gpt-oss-20b", 7, 4096, "mean", "bf16"
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
-# What an H200 is taken to reach where nothing was measured: bytes and operations per second.
-ASSUMED_RATES = 4.3e12, 790e12
+# Where nothing was measured: bytes and operations per second.
+ASSUMED_RATES = GPUS["h200"].bytes_per_s, GPUS["h200"].flops_per_s
 COLUMNS = {"auto": "Ours", "torch": "Ours on cuBLAS", "vllm_replay": "Replay of vLLM V1"}
 NOT_MEASURED = "not measured"
 
@@ -68,7 +70,8 @@ def floors(rates: tuple[float, float]) -> dict[int, tuple[int, float]]:
     """Bytes and microseconds at least, by batch."""
     found = {}
     for batch in BATCHES:
-        parts = phases(DRAFTERS[DRAFTER], Case(batch, K, CONTEXT, ACCEPTED))
+        case = Case(batch, K, CONTEXT, ACCEPTED)
+        parts = phases(config_of(DRAFTERS[DRAFTER]), case.as_batch())
         found[batch] = total_bytes(parts), floor_us(parts, *rates)
     return found
 
@@ -161,10 +164,10 @@ def _draw_pass_time(axes: Any) -> None:  # noqa: ANN401
 
 
 def _draw_kernel_bytes(axes: Any) -> None:  # noqa: ANN401
-    report = json.loads((RESULTS / "traffic-bundled.json").read_text(encoding="utf-8"))
+    report = json.loads(BUNDLED_TRAFFIC.read_text(encoding="utf-8"))
     kernels = report["kernels"]
     names = [x["kernel"] for x in kernels]
-    moved = [(x["read_bytes"] + x["written_bytes"]) / 1024 for x in kernels]
+    moved = [(x["moved_bytes"] + x["partial_bytes"]) / 1024 for x in kernels]
     axes.barh(names, moved, label="moved (simulated)")
     axes.plot([x["needed_bytes"] / 1024 for x in kernels], names, "k|", ms=14, label="needed")
     axes.invert_yaxis()

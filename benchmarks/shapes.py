@@ -8,6 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from p_eagle_cuda.config import DrafterConfig, RopeConfig
+from p_eagle_cuda.planning import phases
+
+EPS = 1e-5
+
 
 @dataclass(frozen=True)
 class DrafterShape:
@@ -25,16 +30,28 @@ class DrafterShape:
 
     def linear_layers(self) -> dict[str, tuple[int, int]]:
         """``[rows, columns]`` of each weight that a pass streams, but for the head's."""
-        H = self.hidden_size
-        qkv = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
-        return {
-            "fc": (H, self.num_taps * H),
-            "qkv of the first layer": (qkv, 2 * H),
-            "qkv": (qkv, H),
-            "o": (H, self.num_heads * self.head_dim),
-            "gate_up": (2 * self.intermediate_size, H),
-            "down": (H, self.intermediate_size),
-        }
+        return phases.linear_layers(config_of(self))
+
+
+def config_of(shape: DrafterShape, max_position: int = 4096) -> DrafterConfig:
+    """Its configuration; the mask token is the last one."""
+    return DrafterConfig(
+        hidden_size=shape.hidden_size,
+        target_hidden_size=shape.hidden_size,
+        num_taps=shape.num_taps,
+        tap_layer_ids=None,
+        intermediate_size=shape.intermediate_size,
+        num_layers=shape.num_layers,
+        num_heads=shape.num_heads,
+        num_kv_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        vocab_size=shape.vocab_size,
+        draft_vocab_size=shape.vocab_size,
+        rms_norm_eps=EPS,
+        rope=RopeConfig(),
+        max_position_embeddings=max_position,
+        mask_token_id=shape.vocab_size - 1,
+    )
 
 
 DRAFTERS = {

@@ -1,8 +1,13 @@
 """Bytes that each kernel of a pass moves, counted by the emulator of `tests/hostsim`; no GPU.
 
 A sector of 32 bytes counts once for each launch that touches it, as if L2 were empty before every
-kernel and as large as needed during it. So what one kernel hands to the next is counted, although
-on a GPU it stays in L2, and `needed` is what `floor` says: weights, keys and values, inputs.
+kernel and as large as needed during it. `needed` is what `p_eagle_cuda.planning` says that a kernel
+by itself must move: weights, keys and values, and rows, those too that another kernel hands over
+and that a GPU keeps in L2. What thread blocks leave for each other in workspaces is `partial`.
+
+The counts that come with the package, for `p-eagle-cuda plan` and the tests, are made by
+
+    python benchmarks/simulate_traffic.py --json python/p_eagle_cuda/data/pass_traffic.json
 """
 
 from __future__ import annotations
@@ -16,21 +21,18 @@ from typing import Any
 import torch
 
 from drafters import BLOCK_SIZE, PATTERNS, Case, fill_batch
-from floor import phases
 from p_eagle_cuda.arguments import OneLineParser, positive_int
 from p_eagle_cuda.bundled import bundled_drafter
+from p_eagle_cuda.config import DrafterConfig
 from p_eagle_cuda.errors import PEagleError
-from shapes import DRAFTERS
+from p_eagle_cuda.planning.phases import phases
+from p_eagle_cuda.planning.prediction import LINEAR_OPS_OF_PHASES
+from p_eagle_cuda.planning.tiles import partial_bytes
 from timing import environment, write_json
 
 SECTOR = 32
-# Which phases of `floor` a kernel has, by the ops that launch it in the order of a pass.
-PHASES = {
-    "prepare_inputs": (), "project_taps": ("taps", "fc"),
-    "embed_norm_concat": ("embedding",), "qkv_rope_cache": ("qkv of the first layer", "qkv"),
-    "paged_attention": ("attention",), "o": ("o",), "norm_swiglu": ("gate_up",),
-    "down": ("down",), "lm_head_topk": ("head",),
-}  # fmt: skip
+# Of a pass of few rows; other kernels share next to nothing through memory.
+RUNS_ON = {"paged_attention": "attention", **dict.fromkeys(LINEAR_OPS_OF_PHASES, "mma.sync")}
 
 
 def simulate(options: Namespace) -> dict[str, Any]:
@@ -65,42 +67,46 @@ def simulate(options: Namespace) -> dict[str, Any]:
     found.pop("dry_run", None)  # it is none: all is counted
     return {
         "simulated": "on the emulator, no GPU",
-        **found, "drafter": "bundled", **asdict(case), "launches": len(launches),
-        "kernels": by_kernel(launches, DRAFTERS["bundled"].num_layers, case),
+        **found, "drafter": "bundled", **asdict(case), "num_layers": drafter.config.num_layers,
+        "kernels": by_kernel(launches, drafter.config, case),
     }  # fmt: skip
 
 
-def by_kernel(launches: list[Any], num_layers: int, case: Case) -> list[dict[str, Any]]:
-    """Sums over the launches of each op, in the order of a pass."""
-    layer = ["qkv_rope_cache", "paged_attention", "o", "norm_swiglu", "down"]
-    names = ["prepare_inputs", "project_taps", "embed_norm_concat"]
-    names += [*layer * num_layers, "lm_head_topk"]
-    if len(launches) != len(names):
-        raise PEagleError(f"expected {len(names)} launches, got {len(launches)}")
-    needed: dict[str, int] = {}
-    for phase in phases(DRAFTERS["bundled"], case):
-        needed[phase.name] = needed.get(phase.name, 0) + phase.bytes
-    rows = []
-    for name, parts in PHASES.items():
-        own = [x for x, of in zip(launches, names, strict=True) if of == name]
-        moved = {
-            way: sum(getattr(t, way).unique_sectors for x in own for t in x.traffic.values())
-            for way in ("read", "written")
-        }
-        rows.append({
-            "kernel": name, "launches": len(own),
-            "read_bytes": SECTOR * moved["read"], "written_bytes": SECTOR * moved["written"],
-            "needed_bytes": sum(needed[part] for part in parts),
+def by_kernel(launches: list[Any], config: DrafterConfig, case: Case) -> list[dict[str, Any]]:
+    """Sums over the launches of each phase, in the order of a pass."""
+    from sim.emulated_drafter import ATTENTION_BLOCKS, EMULATED_SMS
+
+    batch = case.as_batch()
+    expected = phases(config, batch)
+    if len(launches) != len(expected):
+        raise PEagleError(f"expected {len(expected)} launches, got {len(launches)}")
+    rows: dict[str, dict[str, Any]] = {}
+    for phase, launch in zip(expected, launches, strict=True):
+        row = rows.setdefault(phase.kernel, {
+            "kernel": phase.kernel, "launches": 0, "needed_bytes": 0, "moved_bytes": 0,
+            "planned_partial_bytes": 0, "partial_bytes": 0,
         })  # fmt: skip
-    return rows
+        row["launches"] += 1
+        row["needed_bytes"] += phase.all_bytes
+        row["planned_partial_bytes"] += partial_bytes(
+            phase, config, batch, RUNS_ON.get(phase.kernel, "rows"), EMULATED_SMS,
+            ATTENTION_BLOCKS,
+        )  # fmt: skip
+        for buffer, traffic in launch.traffic.items():
+            sectors = traffic.read.unique_sectors + traffic.written.unique_sectors
+            is_partial = "_work" in buffer  # workspaces, and the map of attention
+            row["partial_bytes" if is_partial else "moved_bytes"] += SECTOR * sectors
+    return list(rows.values())
 
 
 def table(report: dict[str, Any]) -> str:
     """Markdown, a line for each kernel."""
-    lines = ["| Kernel | Launches | Read | Written | Needed |", "|" + " --- |" * 5]
+    lines = ["| Kernel | Launches | Moved | Needed | Moved / needed | Partial sums | Planned |"]
+    lines.append("|" + " --- |" * 7)
     lines += [
-        f"| {x['kernel']} | {x['launches']} | {x['read_bytes']:,} | {x['written_bytes']:,} "
-        f"| {x['needed_bytes']:,} |"
+        f"| {x['kernel']} | {x['launches']} | {x['moved_bytes']:,} | {x['needed_bytes']:,} "
+        f"| {x['moved_bytes'] / x['needed_bytes']:.3f} | {x['partial_bytes']:,} "
+        f"| {x['planned_partial_bytes']:,} |"
         for x in report["kernels"]
     ]
     return "\n".join(lines)

@@ -104,10 +104,11 @@ cudaError_t launch_embed_norm_concat(EmbedNormConcatParams const& params, DType 
 
 inline constexpr int kMaxTaps = 8;
 inline constexpr int kStatisticColumns = 64;  // columns of a row that one sum of squares covers
+inline constexpr int kScaleColumns = 128;     // columns of a row that one scale of e4m3 covers
 
 // The rows x that a linear layer multiplies: x[r] is row source_row[r] of each tap, side by side.
 // With a norm, x[r] is normed over all columns, or the columns of each tap by themselves, and
-// rounded to Element.
+// rounded to Element, or to e4m3 with a scale for each kScaleColumns columns.
 struct LinearInput {
   void const* taps[kMaxTaps] = {};      // num_taps of [., tap_width]  Element
   int32_t const* source_row = nullptr;  // [R]  negative: a mask row, of which no tap is read;
@@ -121,6 +122,7 @@ struct LinearInput {
   float eps = 0.0f;
   bool norms_each_tap = false;
   bool is_in_place = false;  // row r is r, and source_row only says which rows are mask rows
+  bool is_e4m3 = false;      // round to e4m3; only with a weight that has scales
 };
 
 // The matrix of a linear layer: [rows, columns] Element, or e4m3 with a scale for each row.

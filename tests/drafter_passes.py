@@ -120,8 +120,8 @@ def _to(x: Any, dtype: torch.dtype) -> Any:
         return x.to(dtype) if x.is_floating_point() and x.dtype.itemsize > 1 else x
     if isinstance(x, tuple):
         return tuple(_to(item, dtype) for item in x)
-    if x is None:
-        return None
+    if x is None or isinstance(x, bool):
+        return x
     kept = ("rope", "_scale")
     fields = {n: _to(v, dtype) for n, v in vars(x).items() if not n.endswith(kept)}
     return replace(x, **fields)

@@ -1,7 +1,8 @@
 """Reads what tests ask of a compiled library: its symbols, its dependencies, its CUDA binaries.
 
 Facts: ELF-64 little endian, as in elf.h; a CUDA binary ("cubin") is an ELF file of machine 190
-inside the host library, whose section ``.nv.info`` lists register counts and stack frames.
+inside the host library, whose section ``.nv.info`` lists register counts and stack
+frames by symbol.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import struct
 from dataclasses import dataclass
 
 _MACHINE_CUDA = 190
-_SECTION_DYNAMIC, _SECTION_DYNSYM = 6, 11
+_SECTION_SYMTAB, _SECTION_DYNAMIC, _SECTION_DYNSYM = 2, 6, 11
 _TAG_NEEDED = 1
 _BIND_GLOBAL = 1
 _ATTRIBUTE_REGISTERS, _ATTRIBUTE_FRAME_SIZE = 0x2F, 0x11
 _FORMAT_SIZED = 4
+_SHARED = ".nv.shared."
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,16 @@ class Section:
     kind: int
     content: bytes
     link: int  # index of the section that holds its strings
+    size: int  # of what it is loaded to, which the file need not hold
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a kernel takes of an SM, as it was compiled."""
+
+    registers: int  # of a thread
+    stack_bytes: int  # of a thread: local memory, spills included
+    shared_bytes: int  # of a block: static; launches ask for more
 
 
 class Elf:
@@ -47,7 +59,7 @@ class Elf:
         self._size = max(section_table + count * entry_size, segments + num_segments * segment_size)
         strings = headers[names][4]
         self.sections = [
-            Section(self._string(strings + name), kind, data[offset : offset + size], link)
+            Section(self._string(strings + name), kind, data[offset : offset + size], link, size)
             for name, kind, _, _, offset, size, link, *_ in headers
         ]
 
@@ -80,13 +92,23 @@ class Elf:
         """The architecture of a CUDA binary, such as 90."""
         return self.flags >> 8 & 0xFF
 
-    def registers(self) -> list[int]:
-        """Registers per thread of each kernel of a CUDA binary."""
-        return self._cuda_attribute(_ATTRIBUTE_REGISTERS)
+    def resources(self) -> dict[str, Resources]:
+        """By mangled name, what each kernel of a CUDA binary takes."""
+        registers = self._cuda_attribute(_ATTRIBUTE_REGISTERS)
+        frames = self._cuda_attribute(_ATTRIBUTE_FRAME_SIZE)
+        shared = {
+            x.name.removeprefix(_SHARED): x.size
+            for x in self.sections
+            if x.name.startswith(_SHARED)
+        }
+        return {
+            name: Resources(registers[name], frames[name], shared.get(name, 0))
+            for name in self.opcodes()
+        }
 
     def stack_frames(self) -> list[int]:
         """Bytes of local memory per thread of each function of a CUDA binary, spills included."""
-        return self._cuda_attribute(_ATTRIBUTE_FRAME_SIZE)
+        return list(self._cuda_attribute(_ATTRIBUTE_FRAME_SIZE).values())
 
     def opcodes(self) -> dict[str, set[int]]:
         """By kernel, which instructions a CUDA binary has: the low 12 bits of their 16 bytes."""
@@ -99,21 +121,31 @@ class Elf:
         }
 
     def _global_symbols(self) -> list[tuple[str, int]]:
-        table = next(x for x in self.sections if x.kind == _SECTION_DYNSYM)
-        strings = self.sections[table.link].content
         return [
-            (_string(strings, name), section)
-            for name, info, _, section, _, _ in struct.iter_unpack("<IBBHQQ", table.content)
+            (name, section)
+            for name, info, section in self._symbols(_SECTION_DYNSYM)
             if info >> 4 == _BIND_GLOBAL
         ]
 
-    def _cuda_attribute(self, wanted: int) -> list[int]:
+    def _symbols(self, kind: int) -> list[tuple[str, int, int]]:
+        """Name, info and section of each symbol of a table."""
+        table = next(x for x in self.sections if x.kind == kind)
+        strings = self.sections[table.link].content
+        return [
+            (_string(strings, name), info, section)
+            for name, info, _, section, _, _ in struct.iter_unpack("<IBBHQQ", table.content)
+        ]
+
+    def _cuda_attribute(self, wanted: int) -> dict[str, int]:
+        """By function."""
         content = next(x.content for x in self.sections if x.name == ".nv.info")
-        values, at = [], 0
+        names = [name for name, _, _ in self._symbols(_SECTION_SYMTAB)]
+        values, at = {}, 0
         while at < len(content):
             form, attribute, size = struct.unpack_from("<BBH", content, at)
             if attribute == wanted:
-                values.append(struct.unpack_from("<I", content, at + 8)[0])
+                symbol, value = struct.unpack_from("<II", content, at + 4)
+                values[names[symbol]] = value
             at += 4 + (size if form == _FORMAT_SIZED else 0)
         return values
 

@@ -6,10 +6,10 @@
    reference in the same dtype.
 
 FP8 has no rung of its own. Quantised weights are what the drafter's weights are: both references
-multiply by ``value * scale``, exactly, so quantising is never part of an error. Caches round in
-both references as in the op, so only keys and values that lie at a tie may round otherwise, which
-the reference in the working dtype does as often. What quantising costs is measured in accepted
-drafts (`benchmarks/bench_precision.py`), not in tolerances.
+multiply by ``value * scale``, exactly, so quantising is never part of an error. Caches and FP8
+activations round in both references as in the op, so only values that lie at a tie may round
+otherwise, which the reference in the working dtype does as often. What quantising costs is measured
+in accepted drafts (`benchmarks/bench_precision.py`), not in tolerances.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def qkv_rope_cache(device: str, dtype: torch.dtype) -> Arguments:
         "norm_weight": _norm(device, dtype, H),
         "sum_squares": reference.sum_squares(x),
         "weight": _linear(device, dtype, heads * D, H),
-        "weight_scale": None,
+        **_NOT_FP8,
         "bias": _randn(device, dtype, heads * D),
         "mask_heads": torch.randn(heads * D, device=device, dtype=_wide(dtype)),
         "source_row": torch.tensor(
@@ -152,12 +152,10 @@ def project_taps(device: str, dtype: torch.dtype) -> Arguments:
         tap[4] = float("nan")  # a rejected row: nothing refers to it
     return {
         "taps": taps,
-        "source_row": torch.tensor(
-            [0, 1, -1, 3, -1, -1, 4, 4, 4], device=device, dtype=torch.int32
-        ),
+        "source_row": torch.tensor([0, 1, -1, 3, -1, -1, 4, 4, 4], device=device).int(),
         "num_rows": _count(device),
         "weight": _linear(device, dtype, H, 3 * HT),
-        "weight_scale": None,
+        **_NOT_FP8,
         "input_norm": None,
         "fc_norms": _norm(device, dtype, 3, HT),
         "eps": 1e-5,
@@ -172,7 +170,7 @@ def linear_residual(device: str, dtype: torch.dtype) -> Arguments:
     return {
         "x": _rows(device, dtype, INTER),
         "weight": _linear(device, dtype, H, INTER),
-        "weight_scale": None,
+        **_NOT_FP8,
         "bias": _randn(device, dtype, H),
         "num_rows": _count(device),
         "residual": residual,
@@ -189,6 +187,7 @@ def norm_swiglu(device: str, dtype: torch.dtype) -> Arguments:
         "sum_squares": reference.sum_squares(x),
         "gate_up": _linear(device, dtype, 2 * INTER, H),
         "gate_up_scale": None,
+        "fp8_activations": False,
         "num_rows": _count(device),
         "eps": 1e-5,
         "out": _output(device, dtype, R, INTER),
@@ -449,6 +448,7 @@ OUTPUTS = {
 
 # What an op may leave anything in.
 SCRATCH = {"workspace"}
+_NOT_FP8 = {"weight_scale": None, "fp8_activations": False}
 
 
 def _randn(device: str, dtype: torch.dtype, *shape: int) -> Tensor:

@@ -28,7 +28,8 @@ def drafters(bench_pass: ModuleType) -> ModuleType:
 
 
 def drafter_for(drafters: ModuleType, case: Any, dtype: torch.dtype = F64) -> Drafter:
-    config = drafters.config_of(sys.modules["shapes"].DRAFTERS["bundled"], 256)
+    shapes = sys.modules["shapes"]
+    config = shapes.config_of(shapes.DRAFTERS["bundled"], 256)
     weights = drafters.random_weights(config, CPU, dtype)
     caches = drafters.random_caches(config, case.num_blocks(), dtype, CPU)
     return drafters.drafter_of(config, weights, caches, case.k, [case.batch])
@@ -75,19 +76,20 @@ def test_bytes_and_operations_of_a_pass(bench_pass: ModuleType, drafters: Module
     w = drafter_for(drafters, case, torch.bfloat16).weights
     matrices = [w.fc, w.lm_head]
     matrices += [m for x in w.layers for m in (x.qkv, x.o, x.gate_up, x.down)]
-    found = bench_pass.phases(shape, case, kv_bytes=1)
+    config = bench_pass.config_of(shape)
+    found = bench_pass.phases(config, case.as_batch(), bench_pass.Precision(cache=1))
     cached = 4 * 2 * 50 * 2 * 2 * 64
     rows = 2 * (8 * 3 * 256 + 9 * 256)
     assert bench_pass.total_bytes(found) == sum(m.nbytes for m in matrices) + cached + rows
-    flops = {phase.name: phase.flops for phase in found}
-    assert flops["fc"] == 2 * w.fc.numel() * 8
-    assert flops["head"] == 2 * w.lm_head.numel() * 6
-    assert [p.flops for p in found if p.name == "down"] == [
+    flops = {phase.kernel: phase.flops for phase in found}
+    assert flops["project_taps"] == 2 * w.fc.numel() * 8
+    assert flops["lm_head_topk"] == 2 * w.lm_head.numel() * 6
+    assert [p.flops for p in found if p.kernel == "down"] == [
         2 * 256 * 384 * n for n in (12, 12, 12, 6)
     ]
     # Six rows of each request, which see 51 to 56 keys; three of them in the last layer.
-    assert flops["attention"] == 4 * 256 * 2 * 3 * (50 + 3)
-    half = bench_pass.phases(shape, case, weight_bytes=1, kv_bytes=1)
+    assert flops["paged_attention"] == 4 * 256 * 2 * 3 * (50 + 3)
+    half = bench_pass.phases(config, case.as_batch(), bench_pass.Precision(1, 1, 1))
     assert bench_pass.total_bytes(half) == cached + rows + sum(m.numel() for m in matrices)
     assert bench_pass.floor_us(found, 1e9, 1e30) == pytest.approx(
         bench_pass.total_bytes(found) / 1e3
@@ -97,7 +99,7 @@ def test_bytes_and_operations_of_a_pass(bench_pass: ModuleType, drafters: Module
     )
 
 
-@pytest.mark.parametrize("precision", ["fp8_head", "fp8"])
+@pytest.mark.parametrize("precision", ["fp8_head", "fp8", "w8a8"])
 def test_fp8_weights(precision: str, bench_pass: ModuleType, drafters: ModuleType) -> None:
     """They are a drafter's with all that the floor counts, and torch's have the same values."""
     case = drafters.Case(2, 3, 50)
@@ -120,9 +122,11 @@ def test_fp8_weights(precision: str, bench_pass: ModuleType, drafters: ModuleTyp
     assert report["errors"] == []
     matrices = {"head": found.lm_head.nbytes}
     shape = sys.modules["shapes"].DRAFTERS["bundled"]
-    bytes_of_16 = bench_pass.total_bytes(bench_pass.phases(shape, case))
+    found_16 = bench_pass.phases(bench_pass.config_of(shape), case.as_batch())
+    bytes_of_16 = bench_pass.total_bytes(found_16)
     saved = wide.lm_head.nbytes - matrices["head"]
-    if precision == "fp8":
+    assert found.fp8_activations == (precision == "w8a8")
+    if precision != "fp8_head":
         saved += wide.fc.nbytes - found.fc.nbytes
         for x, y in zip(wide.layers, found.layers, strict=True):
             saved += sum(getattr(x, m).nbytes - getattr(y, m).nbytes

@@ -54,6 +54,42 @@ def test_layers_can_be_called(bench_linear: ModuleType, name: str, is_e4m3: bool
     assert layer.weight_bytes == rows * columns * (1 if is_e4m3 else 2)
 
 
+@pytest.mark.parametrize(
+    "name", ["fc", "qkv of the first layer", "qkv", "o", "gate_up", "down"]
+)  # fmt: skip
+def test_the_baseline_of_a_layer_computes_the_same(bench_linear: ModuleType, name: str) -> None:
+    """Not compiled, which takes long; what else it would compute is not timed."""
+    shape, cpu = bench_linear.DRAFTERS["bundled"], torch.device("cpu")
+    layer = bench_linear.Layer(name, shape, 5, False, cpu, copies=2)
+    layer.fused()[-1]()
+    baseline, tolerance = layer.baseline(), bench_linear.TOLERANCE
+    with pytest.raises(bench_linear.PEagleError, match=r"torch.compile: is .* off"):
+        baseline.checked(baseline.function, layer.result + 1, tolerance)
+    layer = bench_linear.Layer(name, shape, 5, False, cpu, copies=2)
+    layer.fused()[0]()
+    baseline = layer.baseline()
+    assert len(baseline.checked(baseline.function, layer.result, tolerance)) == 2
+    with pytest.raises(bench_linear.PEagleError, match="a dry run compiles nothing"):
+        layer.compiled()
+
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("no Triton\nmore")
+
+    with pytest.raises(bench_linear.PEagleError, match=r"^torch.compile: no Triton$"):
+        baseline.checked(broken, layer.result, tolerance)
+
+
+def test_what_is_not_compiled_says_why(bench_linear: ModuleType) -> None:
+    cpu = torch.device("cpu")
+    report = bench_linear.measure(["bundled"], [2], ["bf16", "e4m3"], cpu, compile=True)
+    assert report["errors"] == []
+    assert {row["weight"]: row["left_out"]["compiled"] for row in report["results"]} == {
+        "bf16": "torch.compile: a dry run compiles nothing",
+        "e4m3": "torch.compile: is timed with bf16 weights alone",
+    }
+    assert bench_linear.table(report).splitlines()[-1].endswith("| - |")
+
+
 def test_a_wrong_kernel_is_not_timed(
     bench_linear: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,13 +158,16 @@ def test_without_a_gpu_nothing_is_claimed(
 
 
 def test_fp8_loses_at_most_one_percent_of_the_acceptance_length() -> None:
-    """Of weights and cache together, from the same 770 positions of held-out functions."""
-    precisions = [("auto", "auto"), ("fp8", "fp8")]
-    plain, fp8 = load("bench_precision").measure(5, 16, 60, precisions)["rows"]
-    assert plain["positions"] == fp8["positions"] > 700
-    assert plain["per_position"] != fp8["per_position"], "nothing was quantised"
+    """Of weights, activations and cache together, from the same 770 held-out positions."""
+    precisions = [("auto", "auto"), ("fp8", "fp8"), ("w8a8", "fp8")]
+    plain, *others = load("bench_precision").measure(5, 16, 60, precisions)["rows"]
     assert plain["acceptance_length"] > 2.3
-    assert fp8["acceptance_length"] >= 0.99 * plain["acceptance_length"]
+    figures = [plain["per_position"]]
+    for fp8 in others:
+        assert plain["positions"] == fp8["positions"] > 700
+        assert fp8["per_position"] not in figures, "nothing more was quantised"
+        assert fp8["acceptance_length"] >= 0.99 * plain["acceptance_length"], fp8["weights"]
+        figures.append(fp8["per_position"])
 
 
 def test_the_benchmarks_readme_shows_the_committed_precisions() -> None:
@@ -258,6 +297,12 @@ def test_every_kernel_can_be_called() -> None:
             assert all(x.isfinite().all() for x in tensors if x.is_floating_point()), name
         for call in kernel.candidates.get("cublas", []):
             call()
+        if kernel.baseline is not None:
+            baseline, result = kernel.baseline, kernel.result
+            kernel.candidates["ours"][0]()
+            assert baseline.checked(baseline.function, result, bench_kernel.TOLERANCE)
+        with pytest.raises(bench_kernel.PEagleError, match=r"torch\.compile: "):
+            bench_kernel.compiled(kernel)
     assert setting.num_rows == (0 + 2) + (1 + 2) + (2 + 2)
 
 

@@ -172,11 +172,12 @@ def test_a_tree_of_no_steps(run: Callable[..., Any]) -> None:
         assert "break-even" not in out
 
 
-def test_fp8_changes_drafts_but_no_text(run: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("weights", ["fp8", "w8a8"])
+def test_fp8_changes_drafts_but_no_text(weights: str, run: Callable[..., Any]) -> None:
     arguments = ("def f(", "--k", "3", "--max-tokens", "40", "--json")
     plain, fp8 = (
         json.loads(run(*arguments, *more)[1])
-        for more in ((), ("--weights", "fp8", "--kv-dtype", "fp8"))
+        for more in ((), ("--weights", weights, "--kv-dtype", "fp8"))
     )
     assert fp8["lossless"]
     assert fp8["outputs"] == plain["outputs"]

@@ -1,29 +1,28 @@
-"""What the compiler made of the kernels: the instructions that they are about are there.
+"""What the compiler made of the kernels: their instructions, and no more registers than before.
 
-Registers, spills and stack frames are in `test_extension.py`.
+That nothing spills is in `test_extension.py`, too.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from importlib.resources import files
-from pathlib import Path
 
 import pytest
 
+import kernel_resources
 from elf import Elf
+from kernel_resources import LIBRARY
 from p_eagle_cuda import _C
 from sass import Kernel, find_nvdisasm, kernels
-
-LIBRARY = Path(str(files("p_eagle_cuda") / "libp_eagle_ops.so"))
+from sim import summary
 
 # What each kernel must have. Every kernel of the library needs an entry here.
 #   LDG, STG       loads and stores of global memory, .128 for 16 bytes of a thread
 #   LDGSTS         asynchronous copies to shared memory; BYPASS leaves L1 alone
 #   LDS, STS       shared memory; LDSM whole matrices
 #   ATOMS          its atomics
-#   HMMA, HGMMA    tensor cores, of a warp and of a warpgroup
+#   HMMA, HGMMA    tensor cores, of a warp and of a warpgroup; QGMMA in FP8
 #   UTMALDG        loads of tensors to shared memory
 EXPECTED = {
     "prepare_inputs_kernel": ["LDG", "STG"],
@@ -41,7 +40,7 @@ EXPECTED = {
     "verify_walk_kernel": ["LDG.128", "STG", "REDUX"],  # lazy
     "logit_floors_kernel": ["LDG", "STG", "ATOMS", "REDUX"],
     "apply_penalties_kernel": ["LDG", "STG"],
-    "wide_kernel": ["HGMMA", "UTMALDG.5D", "LDGSTS.BYPASS.128", "SYNCS"],
+    "wide_kernel": ["UTMALDG.5D", "LDGSTS.BYPASS.128", "SYNCS"],  # HGMMA or QGMMA, see below
     "linear_kernel": ["HMMA.16816.F32", "LDGSTS.BYPASS.128", "LDS.128", "STS.128", "LDG.128"],
 }
 ONLY_ON = {"wide_kernel": 90}  # elsewhere they are empty
@@ -69,6 +68,56 @@ def kind_of(kernel: Kernel) -> str:
     names = [name for name in EXPECTED if name in kernel.name]
     assert len(names) == 1, f"{kernel.name}: expected to be one of {', '.join(EXPECTED)}"
     return names[0]
+
+
+def test_no_kernel_takes_more_of_an_sm_than_the_table_says() -> None:
+    """More, a new kernel or none: `python tests/kernel_resources.py`, if it is meant."""
+    table = kernel_resources.read_table()
+    if table["nvcc"] != _C.nvcc_version:
+        reason = f"the table is of nvcc {table['nvcc']}, the library of {_C.nvcc_version}"
+        if os.environ.get("P_EAGLE_REQUIRE_SIM") == "1":
+            pytest.fail(f"{reason}; run: python tests/kernel_resources.py")
+        pytest.skip(reason)
+    found = kernel_resources.measured()
+    assert found.keys() & table["kernels"].keys(), f"no table for {', '.join(found)}"
+    worse, better = [], []
+    for arch in found.keys() & table["kernels"].keys():
+        for all_lines, lines in zip(
+            (worse, better),
+            kernel_resources.differences(table["kernels"][arch], found[arch]),
+            strict=True,
+        ):
+            all_lines += [f"{arch} {line}" for line in lines]
+    if better:
+        summary.notes.append("kernels take less, run: python tests/kernel_resources.py")
+        summary.notes.extend(better)
+    assert not worse, "run: python tests/kernel_resources.py\n" + "\n".join(worse)
+
+
+def test_differences_of_resources_are_told() -> None:
+    before = {"same": [10, 0, 5], "more": [10, 0, 5], "less": [10, 0, 5], "gone": [1, 0, 0]}
+    now = {"same": [10, 0, 5], "more": [11, 0, 9], "less": [10, 0, 4], "new": [1, 0, 0]}
+    worse, better = kernel_resources.differences(before, now)
+    assert worse == [
+        "gone: is no longer there",
+        "new: is not in the table",
+        "more: registers 10 -> 11",
+        "more: shared_bytes 5 -> 9",
+    ]
+    assert better == ["less: shared_bytes 5 -> 4"]
+
+
+def test_names_of_kernels_are_told_apart() -> None:
+    names = {
+        "_ZN7p_eagle11wide_kernelINS_10WideConfigIN7cutlass6half_tELi256EEENS_10StoreHeadsIS3_"
+        "Li64EEEEEvNT0_6ParamsE14CUtensorMap_st": "wide_kernel WideConfig half_t 256 StoreHeads 64",
+        "_ZN7p_eagle50_GLOBAL__N__5dcb9943_17_prepare_inputs_cu_5297389221prepare_inputs_kernelENS_"
+        "19PrepareInputsParamsE": "prepare_inputs_kernel",
+        "_ZN7p_eagle19logit_floors_kernelINS_12LogitsConfigIfLb1EEEEEvNS_17LogitFloorsParamsE": (
+            "logit_floors_kernel LogitsConfig float 1"
+        ),
+    }
+    assert {name: kernel_resources.readable(name) for name in names} == names
 
 
 def test_every_kernel_has_its_instructions(compiled: list[Kernel]) -> None:
@@ -123,15 +172,22 @@ def test_tensor_cores_do_what_is_meant(compiled: list[Kernel]) -> None:
 
 
 def test_warpgroups_multiply_a_tile_at_once(compiled: list[Kernel]) -> None:
-    """Four steps of 16 columns for all tokens of a tile."""
+    """Four steps of 32 bytes of columns, for all tokens of a tile; in FP8 for 128 at a time."""
     wide = [x for x in compiled if kind_of(x) == "wide_kernel" and x.arch == 90]
     sizes = set()
     for kernel in wide:
-        (num_tokens,) = map(int, re.findall(r"WideConfigI.*?Li(\d+)EEE", kernel.name))
-        assert kernel.count(f"HGMMA.64x{num_tokens}x16.F32") == 4, kernel.name
-        assert kernel.count("HGMMA") == 4, kernel.name
-        sizes.add(num_tokens)
-    assert sizes == ({64, 128, 256} if "90a" in _C.cuda_archs else set())
+        ((is_fp8, num_tokens),) = re.findall(r"WideConfigI.*?Lb([01])ELi(\d+)EEE", kernel.name)
+        counts = {name: kernel.count(name) for name in ("HGMMA", "QGMMA")}
+        sizes.add((num_tokens, is_fp8 == "1"))
+        if is_fp8 == "1":
+            parts = int(num_tokens) // 128
+            assert kernel.count("QGMMA.64x128x32.F32.E4M3.E4M3") == 4 * parts, kernel.name
+            assert counts == {"HGMMA": 0, "QGMMA": 4 * parts}, kernel.name
+        else:
+            assert kernel.count(f"HGMMA.64x{num_tokens}x16.F32") == 4, kernel.name
+            assert counts == {"HGMMA": 4, "QGMMA": 0}, kernel.name
+    expected = {("64", False), ("128", False), ("256", False), ("128", True), ("256", True)}
+    assert sizes == (expected if "90a" in _C.cuda_archs else set())
 
 
 def test_the_head_multiplies_nothing_twice(compiled: list[Kernel]) -> None:

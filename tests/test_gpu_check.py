@@ -78,7 +78,7 @@ def test_a_step_that_fails_or_hangs_stops_no_other(tmp_path: Path) -> None:
     assert "== linear (at" in again.stdout
     results = {x["step"]: x["result"] for x in result_in(tmp_path / "out")["steps"]}
     assert set(results.values()) == {"ok"}
-    assert len(results) == 13
+    assert len(results) == 15
 
 
 def executable(path: Path, script: str) -> None:
@@ -118,7 +118,10 @@ def test_a_real_run_with_tools_that_only_say_what_they_are_told(tmp_path: Path) 
     found = result_in(out)
     assert (out / "nvidia-h200-2026-11-30.json").exists()
     assert {x["result"] for x in found["steps"]} == {"ok"}
-    assert len(found["counters"]) == 2
+    assert [x["kernel"] for x in found["counters"]["kernels"]] == [
+        "lm_head_topk_kernel", "linear_kernel",
+    ]  # fmt: skip
+    assert len(found["counters"]["launches"]) == 3
     scripts = [x for x in (out / "log.txt").read_text().splitlines() if x.startswith("called: ")]
     parsed = []
     for line in scripts:
@@ -129,7 +132,8 @@ def test_a_real_run_with_tools_that_only_say_what_they_are_told(tmp_path: Path) 
             assert "dry_run" not in options or options.dry_run is False
             assert "device" not in options or options.device == "cuda"
     benches = [*["bench_pass"] * 4, *["bench_linear"] * 2, "bench_kernel", "bench_verify"]
-    assert parsed == [*benches, *["one_pass"] * 4]
+    last = ["bench_linear", "bench_kernel", "bench_serving"]
+    assert parsed == [*benches, *["one_pass"] * 4, *last]
     tests = [line.split("no:cacheprovider ")[1] for line in scripts if "-m pytest" in line]
     assert len(tests) == 3
     assert "[cuda-embed_norm_concat-" in tests[0]
@@ -165,29 +169,97 @@ def test_a_wrong_cutlass_folder_is_told_before_time_is_spent(tmp_path: Path) -> 
     assert "CUTLASS_DIR has no include/cute/tensor.hpp" in done.stderr
 
 
-NCU = """==PROF== Connected to process 7
+STALL = "smsp__average_warps_issue_stalled_{}_per_issue_active.ratio"
+NCU = f"""==PROF== Connected to process 7
 ==PROF== Profiling "linear_kernel": 0%....50%....100% - 3 passes
-"ID","Process ID","Kernel Name","Grid Size","gpu__time_duration.sum","dram__bytes_read.sum"
-"","","","","ns","byte"
-"0","7","void p_eagle::linear_kernel<(int)3>(p_eagle::Params)","(132, 1, 1)","12,345","49,800,000"
-"1","7","lm_head_topk_kernel(Params)","(132, 1, 1)","269000","n/a"
+"ID","Process ID","Kernel Name","Grid Size","gpu__time_duration.sum","dram__bytes_read.sum",\
+"dram__bytes_write.sum","sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active",\
+"{STALL.format("wait")}","{STALL.format("long_scoreboard")}","launch__registers_per_thread"
+"","","","","ns","byte","byte","%","inst","inst","register/thread"
+"0","7","void p_eagle::linear_kernel<(int)3>(p_eagle::Params)","(132, 1, 1)","10,000",\
+"49,800,000","200,000","20.5","1.5","6.25","116"
+"1","7","void p_eagle::linear_kernel<(int)4>(p_eagle::Params)","(132, 1, 1)","30,000",\
+"99,000,000","1,000,000","40.5","0.5","2.25","124"
+"2","7","lm_head_topk_kernel(Params)","(132, 1, 1)","269000","n/a","0","n/a","1","n/a","128"
 """
 
 
 def test_counters_of_ncu(gpu_results: ModuleType) -> None:
-    assert gpu_results.counters(NCU) == [
-        {
-            "kernel": "void p_eagle::linear_kernel",
-            "gpu__time_duration.sum": 12345.0,
-            "dram__bytes_read.sum": 49800000.0,
-        },
-        {
-            "kernel": "lm_head_topk_kernel",
-            "gpu__time_duration.sum": 269000.0,
-            "dram__bytes_read.sum": "n/a",
-        },
-    ]
+    launches = gpu_results.counters(NCU)
+    assert launches[2] == {
+        "kernel": "lm_head_topk_kernel",
+        "gpu__time_duration.sum": 269000.0,
+        "dram__bytes_read.sum": "n/a",
+        "dram__bytes_write.sum": 0.0,
+        "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active": "n/a",
+        STALL.format("wait"): 1.0,
+        STALL.format("long_scoreboard"): "n/a",
+        "launch__registers_per_thread": 128.0,
+    }
+    assert [x["kernel"] for x in launches[:2]] == ["void p_eagle::linear_kernel"] * 2
     assert gpu_results.counters("==ERROR== no permission\n") == []
+
+
+def test_counters_by_kernel(gpu_results: ModuleType) -> None:
+    """Bytes and times are summed, shares are means over time, what was not counted is None."""
+    head, linear = gpu_results.by_kernel(gpu_results.counters(NCU))
+    assert (linear["kernel"], linear["launches"], linear["us"]) == ("linear_kernel", 2, 40.0)
+    assert (linear["dram_read_bytes"], linear["dram_written_bytes"]) == (148.8e6, 1.2e6)
+    assert linear["dram_gb_per_s"] == pytest.approx(3750)
+    assert linear["tensor_percent"] == pytest.approx((20.5 * 1 + 40.5 * 3) / 4)
+    assert linear["l2_hit_percent"] is None
+    assert linear["registers"] == 124
+    assert list(linear["stalls"].items()) == [("long_scoreboard", 3.25), ("wait", 0.75)]
+    assert head["us"] == 269
+    assert head["dram_read_bytes"] is head["dram_gb_per_s"] is head["tensor_percent"] is None
+    assert head["stalls"] == {"wait": 1.0}
+    assert gpu_results.by_kernel([]) == []
+
+
+def test_a_step_that_cannot_run_is_skipped_and_says_why(tmp_path: Path) -> None:
+    """Without vLLM, and where nobody may read counters; that is no failure."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    executable(
+        tools / "python",
+        f"""case "$*" in
+          *gpu_results*) exec {sys.executable} "$@" ;;
+          *"import vllm"*) echo "Traceback
+No module named 'vllm'" >&2; exit 1 ;;
+        esac""",
+    )
+    executable(
+        tools / "ncu",
+        """while [[ $1 != --log-file ]]; do shift; done
+        echo "==ERROR== ERR_NVGPUCTRPERM - no permission" >"$2"
+        exit 9""",
+    )
+    path = f"{tools}:{os.environ['PATH']}"
+    out, python = str(tmp_path / "out"), str(tools / "python")
+    done = run("--out", out, "--only", "counters,serving", PYTHON=python, PATH=path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = {x["step"]: (x["result"], x["detail"]) for x in result_in(tmp_path / "out")["steps"]}
+    assert found == {
+        "counters": ("skipped", "this machine lets nobody read counters: ERR_NVGPUCTRPERM"),
+        "serving": ("skipped", "vLLM is not importable: No module named 'vllm'"),
+    }
+
+
+def test_results_have_one_file_when_the_gpu_is_known(
+    gpu_results: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the step that tells its name was stopped at first."""
+    work, out = tmp_path / "work", tmp_path / "out"
+    work.mkdir()
+    out.mkdir()
+    (work / "steps.tsv").write_text("")
+    arguments = ["gpu_results", str(work), "--out", str(out), "--command", "x"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    gpu_results.main()
+    assert result_in(out)["environment"].keys() == {"unreadable"}
+    (work / "environment.json").write_text('{"gpu": "NVIDIA H200", "date": "2026-11-30"}')
+    gpu_results.main()
+    assert result_in(out)["environment"]["gpu"] == "NVIDIA H200"
 
 
 def test_what_is_broken_is_told(gpu_results: ModuleType, tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ LAYERS = [
     "text",
     "generation",
     "evaluation",
+    "planning",
     "train",
     "cli",
     "__main__",

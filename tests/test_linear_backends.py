@@ -416,6 +416,8 @@ def test_which_kernel_runs_at_how_many_rows() -> None:
         (gate, "16-bit", 33): (256, "wgmma", "wgmma"),
         (gate, "16-bit", 257): (None, "cuBLAS", "wgmma"),
         (LINEAR_OPS, "fp8", 1): (None, "mma.sync", "mma.sync"),
+        (LINEAR_OPS, "w8a8", 1): (32, "mma.sync", "mma.sync"),
+        (LINEAR_OPS, "w8a8", 33): (None, "wgmma", "wgmma"),
     }
     for other in set(ARCHITECTURES) - {"sm_90"}:
         assert found[other, LINEAR_OPS, "16-bit", 1] == (None, "cuBLAS", "mma.sync")

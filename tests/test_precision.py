@@ -20,7 +20,7 @@ from numerics import assert_as_accurate_as_torch
 from p_eagle_cuda import Drafter, quantized_cache, weights
 from p_eagle_cuda.config import DrafterConfig
 from p_eagle_cuda.errors import CheckpointError, ConfigError
-from p_eagle_cuda.precision import kv_cache_dtype, quantize_rows
+from p_eagle_cuda.precision import kv_cache_dtype, quantize_activations, quantize_rows
 from p_eagle_cuda.reference import dequantize
 from p_eagle_cuda.weights import DrafterWeights, load_drafter_weights
 
@@ -93,18 +93,39 @@ def test_what_e4m3_holds_is_kept() -> None:
     assert not values.float().any()
 
 
+@pytest.mark.parametrize("dtype", [BF16, torch.float16, torch.float64], ids=str)
+def test_activations_have_a_scale_for_each_128_columns(dtype: torch.dtype) -> None:
+    """As a matrix of such rows would have, whatever the others hold; the last may be shorter."""
+    g = torch.Generator().manual_seed(0)
+    magnitude = torch.logspace(-4, 3, 3)[:, None]
+    blocks = [(torch.randn(3, n, generator=g) * magnitude).to(dtype) for n in (128, 128, 40)]
+    blocks[1][1] = 0
+    found = quantize_activations(torch.cat(blocks, dim=1))
+    assert found.dtype == dtype
+    expected = [dequantize(*quantize_rows(block), dtype) for block in blocks]
+    assert torch.equal(found, torch.cat(expected, dim=1))
+    assert torch.equal(quantize_activations(found), found)
+
+
+def test_the_least_scale_of_activations() -> None:
+    x = torch.tensor([[2.0**-64 * 448, 2.0**-73], [2.0**-90, 2.0**-74]], dtype=torch.float64)
+    expected = torch.tensor([[2.0**-64 * 448, 2.0**-73], [0.0, 0.0]], dtype=torch.float64)
+    assert torch.equal(quantize_activations(x), expected)
+
+
 # ---- Drafters ------------------------------------------------------------------------------------
 
 
 MATRICES = ("fc", "qkv", "o", "gate_up", "down", "lm_head")
 
 
-@pytest.mark.parametrize("name", ["auto", "bf16", "fp8_head", "fp8"])
+@pytest.mark.parametrize("name", ["auto", "bf16", "fp8_head", "fp8", "w8a8"])
 def test_which_matrices_are_quantised(name: str, tmp_path: Path) -> None:
     write_drafter(tmp_path, dtype=BF16)
     found = tensors_of(load(tmp_path, precision=name))
     quantised = {n.split(".")[-1] for n, x in found.items() if x.dtype == E4M3}
-    expected = {"fp8": set(MATRICES), "fp8_head": {"lm_head"}}.get(name, set())
+    every = set(MATRICES)
+    expected = {"fp8": every, "w8a8": every, "fp8_head": {"lm_head"}}.get(name, set())
     assert quantised == expected
     assert {n.split(".")[-1] for n in found if n.endswith("_scale")} == {
         f"{n}_scale" for n in expected
@@ -165,7 +186,7 @@ def test_a_head_from_elsewhere_is_quantised(tied: bool, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, BF16], ids=str)
 @pytest.mark.parametrize("kv_dtype", ["auto", "fp8", E5M2], ids=str)
-@pytest.mark.parametrize("name", ["fp8_head", "fp8"])
+@pytest.mark.parametrize("name", ["fp8_head", "fp8", "w8a8"])
 def test_drafts_match_the_reference(
     name: str, kv_dtype: str | torch.dtype, dtype: torch.dtype, tmp_path: Path
 ) -> None:
@@ -187,7 +208,10 @@ def test_drafts_match_the_reference(
         found = drafts.top_logits if i == 1 else drafts.lse
         want, budget = (x[i].view(shape[: found.ndim]) for x in (exact, unfused))
         assert_as_accurate_as_torch(what, found, want, budget)
-    plain = reference_pass(tmp_path, steps, torch.float64, stored or torch.float64)
+    without = {"w8a8": "fp8"}.get(name, "auto")
+    plain = reference_pass(
+        tmp_path, steps, torch.float64, stored or torch.float64, precision=without
+    )
     assert not torch.allclose(plain[1], exact[1], rtol=1e-3), "nothing was quantised"
 
 
@@ -205,7 +229,7 @@ def test_names_of_caches() -> None:
 BAD_NAMES: dict[str, tuple[dict[str, Any], str]] = {
     "weights": (
         {"weights": "int8"},
-        'weights must be "auto", "bf16", "fp8_head" or "fp8", got \'int8\'',
+        'weights must be "auto", "bf16", "fp8_head", "fp8" or "w8a8", got \'int8\'',
     ),
     "kv": (
         {"kv_dtype": "fp4"},
@@ -242,7 +266,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def cached(path: Path, name: str = "fp8") -> Path:
-    return path / f"p_eagle_cuda-{name}.cache"
+    return path / f"p_eagle_cuda-{name.replace('w8a8', 'fp8')}.cache"  # the same matrices
 
 
 def forbid_quantising(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,7 +276,7 @@ def forbid_quantising(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "quantize_rows", refuse)
 
 
-@pytest.mark.parametrize("name", ["fp8_head", "fp8"])
+@pytest.mark.parametrize("name", ["fp8_head", "fp8", "w8a8"])
 @pytest.mark.filterwarnings("error")
 def test_the_second_load_takes_the_file(
     name: str, folder: Path, monkeypatch: pytest.MonkeyPatch

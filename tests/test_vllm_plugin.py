@@ -49,8 +49,13 @@ def test_options() -> None:
         ({"cuda_graphs": 1}, "cuda_graphs must be of type bool, got 1"),
         ({"max_target_rows": True}, "max_target_rows must be of type int, got True"),
         ({"max_target_rows": 0}, "max_target_rows must be at least 1, got 0"),
-        ({"linear": "cublas"}, '"auto", "fused" or "torch", got \'cublas\''),
-        ({"weights": "int4"}, "weights must be one of auto, bf16, fp8_head, fp8, got 'int4'"),
+        ({"linear": "cublas"}, "linear must be one of auto, fused, torch, got 'cublas'"),
+        ({"draft_length": "3"}, "draft_length must be one of fixed, auto, got '3'"),
+        ({"draft_length": 3}, "draft_length must be of type str, got 3"),
+        ({"row_cost": -0.5}, "row_cost must be at least 0, got -0.5"),
+        ({"row_cost": float("nan")}, "row_cost must be at least 0, got nan"),
+        ({"verification": "ours"}, "verification must be one of vllm, p_eagle_cuda, got 'ours'"),
+        ({"weights": "int4"}, "weights must be one of auto, bf16, fp8_head, fp8, w8a8, got 'int4'"),
     ],
 )
 def test_wrong_options(given: Any, reason: str) -> None:
@@ -232,7 +237,7 @@ def test_weights_are_shared(variant: str, tmp_path: Path) -> None:
     assert found.lm_head.data_ptr() == module.lm_head.weight.data_ptr()
 
 
-@pytest.mark.parametrize("precision", ["fp8_head", "fp8"])
+@pytest.mark.parametrize("precision", ["fp8_head", "fp8", "w8a8"])
 def test_fp8_weights_take_the_place_of_vllms(precision: str, tmp_path: Path) -> None:
     tensors = write_drafter(tmp_path)
     config = DrafterConfig.from_pretrained(tmp_path)
@@ -248,6 +253,7 @@ def test_fp8_weights_take_the_place_of_vllms(precision: str, tmp_path: Path) -> 
             if isinstance(value, torch.Tensor):
                 assert getattr(found, name).dtype == value.dtype, name
                 assert torch.equal(getattr(found, name).float(), value.float()), name
+    assert adopted.weights.fp8_activations == (precision == "w8a8")
     is_head_alone = precision == "fp8_head"
     assert len(adopted.replaced) == (1 if is_head_alone else 2 + 4 * config.num_layers)
 

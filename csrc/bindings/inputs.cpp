@@ -162,8 +162,9 @@ void embed_norm_concat(Tensor const& token_ids, Tensor const& source_row, Tensor
 
 void project_taps(std::vector<Tensor> const& taps, Tensor const& source_row, Tensor const& num_rows,
                   Tensor const& weight, std::optional<Tensor> const& weight_scale,
-                  std::optional<Tensor> const& input_norm, std::optional<Tensor> const& fc_norms,
-                  double eps, Tensor& out, Tensor& workspace) {
+                  bool fp8_activations, std::optional<Tensor> const& input_norm,
+                  std::optional<Tensor> const& fc_norms, double eps, Tensor& out,
+                  Tensor& workspace) {
   constexpr char const* kOp = "project_taps";
   int64_t const n = int64_t(taps.size());
   STD_TORCH_CHECK(1 <= n && n <= kMaxTaps, kOp, ": `taps` must hold 1 to ", kMaxTaps, ", got ", n);
@@ -193,7 +194,8 @@ void project_taps(std::vector<Tensor> const& taps, Tensor const& source_row, Ten
                     .tap_width = int(Ht),
                     .max_rows = int(R),
                     .eps = float(eps),
-                    .norms_each_tap = fc_norms.has_value()};
+                    .norms_each_tap = fc_norms.has_value(),
+                    .is_e4m3 = check_activations(kOp, fp8_activations, "weight", weight_scale)};
   for (int64_t i = 0; i < n; ++i) {
     std::string const name = "taps[" + std::to_string(i) + "]";
     check_vector_tensor(kOp, name.c_str(), taps[i], device, type, {T, Ht});

@@ -16,8 +16,8 @@ namespace {
 
 void qkv_rope_cache(Tensor const& x, std::optional<Tensor> const& norm_weight,
                     std::optional<Tensor> const& sum_squares, Tensor const& weight,
-                    std::optional<Tensor> const& weight_scale, std::optional<Tensor> const& bias,
-                    std::optional<Tensor> const& mask_heads,
+                    std::optional<Tensor> const& weight_scale, bool fp8_activations,
+                    std::optional<Tensor> const& bias, std::optional<Tensor> const& mask_heads,
                     std::optional<Tensor> const& source_row, std::optional<Tensor> const& q_norm,
                     std::optional<Tensor> const& k_norm, Tensor const& rope,
                     Tensor const& positions, Tensor const& slots, Tensor const& num_rows,
@@ -54,6 +54,7 @@ void qkv_rope_cache(Tensor const& x, std::optional<Tensor> const& norm_weight,
   check_tensor(kOp, "slots", slots, device, ScalarType::Long, {R});
   check_vector_tensor(kOp, "q", q, device, type, {R, Nq, D});
   LinearInput input = check_input(kOp, x, norm_weight, sum_squares, num_rows, eps);
+  input.is_e4m3 = check_activations(kOp, fp8_activations, "weight", weight_scale);
   if (source_row) {
     check_tensor(kOp, "source_row", *source_row, device, ScalarType::Int, {R});
     check_tensor(kOp, "mask_heads", *mask_heads, device, ScalarType::Float, {heads * D});
@@ -91,9 +92,9 @@ void qkv_rope_cache(Tensor const& x, std::optional<Tensor> const& norm_weight,
 }
 
 void linear_residual(Tensor const& x, Tensor const& weight,
-                     std::optional<Tensor> const& weight_scale, std::optional<Tensor> const& bias,
-                     Tensor const& num_rows, Tensor& residual, Tensor& sum_squares,
-                     Tensor& workspace) {
+                     std::optional<Tensor> const& weight_scale, bool fp8_activations,
+                     std::optional<Tensor> const& bias, Tensor const& num_rows, Tensor& residual,
+                     Tensor& sum_squares, Tensor& workspace) {
   constexpr char const* kOp = "linear_residual";
   check_rows(kOp, "x", x);
   STD_TORCH_CHECK(weight.dim() == 2, kOp, ": `weight` must be 2-D, got ", shape_of(weight));
@@ -106,8 +107,10 @@ void linear_residual(Tensor const& x, Tensor const& weight,
 
   check_vector_tensor(kOp, "residual", residual, device, type, {R, H});
   check_tensor(kOp, "sum_squares", sum_squares, device, ScalarType::Float, {num_statistics(H), R});
+  LinearInput input = check_input(kOp, x, std::nullopt, std::nullopt, num_rows, 0.0);
+  input.is_e4m3 = check_activations(kOp, fp8_activations, "weight", weight_scale);
   LinearResidualParams const params{
-      .input = check_input(kOp, x, std::nullopt, std::nullopt, num_rows, 0.0),
+      .input = input,
       .weight = check_weight(kOp, "weight", weight, weight_scale, device, type, H, x.size(1)),
       .workspace = check_workspace(kOp, workspace, device),
       .bias = check_optional(kOp, "bias", bias, device, type, {H}),
@@ -123,8 +126,8 @@ void linear_residual(Tensor const& x, Tensor const& weight,
 
 void norm_swiglu(Tensor const& x, Tensor const& norm_weight,
                  std::optional<Tensor> const& sum_squares, Tensor const& gate_up,
-                 std::optional<Tensor> const& gate_up_scale, Tensor const& num_rows, double eps,
-                 Tensor& out, Tensor& workspace) {
+                 std::optional<Tensor> const& gate_up_scale, bool fp8_activations,
+                 Tensor const& num_rows, double eps, Tensor& out, Tensor& workspace) {
   constexpr char const* kOp = "norm_swiglu";
   check_rows(kOp, "x", x);
   STD_TORCH_CHECK(gate_up.dim() == 2, kOp, ": `gate_up` must be 2-D, got ", shape_of(gate_up));
@@ -136,8 +139,10 @@ void norm_swiglu(Tensor const& x, Tensor const& norm_weight,
   STD_TORCH_CHECK(rows % 2 == 0, kOp, ": `gate_up` must have an even number of rows, got ", rows);
 
   check_vector_tensor(kOp, "out", out, device, type, {R, rows / 2});
+  LinearInput input = check_input(kOp, x, norm_weight, sum_squares, num_rows, eps);
+  input.is_e4m3 = check_activations(kOp, fp8_activations, "gate_up", gate_up_scale);
   NormSwigluParams const params{
-      .input = check_input(kOp, x, norm_weight, sum_squares, num_rows, eps),
+      .input = input,
       .weight = check_weight(kOp, "gate_up", gate_up, gate_up_scale, device, type, rows, x.size(1)),
       .workspace = check_workspace(kOp, workspace, device),
       .out = out.mutable_data_ptr(),

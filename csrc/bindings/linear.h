@@ -30,6 +30,14 @@ inline LinearWeight check_weight(char const* op, char const* name, Tensor const&
           .columns = int(columns)};
 }
 
+// Whether rows are to be rounded to e4m3, which weights in other types have no kernel for.
+inline bool check_activations(char const* op, bool fp8_activations, char const* weight,
+                              std::optional<Tensor> const& weight_scale) {
+  STD_TORCH_CHECK(weight_scale || !fp8_activations, op, ": `fp8_activations` needs an FP8 `",
+                  weight, "` with its scale");
+  return fp8_activations;
+}
+
 // The address of a vector that may not be there.
 inline void const* check_optional(char const* op, char const* name,
                                   std::optional<Tensor> const& tensor, int32_t device,

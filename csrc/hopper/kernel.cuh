@@ -5,6 +5,9 @@
 //   rows, in blocks of [tokens, 64]      cp.async, normed there, the same ring
 //   product [128, tokens]                float32 in registers of two warpgroups
 //
+// With operands in e4m3 blocks have 128 columns, and the rows are quantised on their way
+// (row_quantizer.cuh).
+//
 // A third warpgroup brings the operands: one of its threads asks for weights, all of them copy and
 // norm rows (row_copier.cuh). Two mbarriers of each stage say that its operands are there, one that
 // they have been multiplied. Stream-K as in linear/kernel.cuh, where there is one tile of tokens.
@@ -22,6 +25,7 @@
 
 #include "common/launch.h"
 #include "hopper/row_copier.cuh"
+#include "hopper/row_quantizer.cuh"
 #include "hopper/weight_map.cuh"
 #include "hopper/wgmma.cuh"
 #include "linear/partition.h"
@@ -48,12 +52,15 @@ struct WideEpilogueConfig {
   CUTLASS_DEVICE static void sync() { cutlass::arch::NamedBarrier::sync(kThreads, 1 + group()); }
 };
 
-template <class Element_, int kTokens_>
+template <class Element_, bool kIsE4M3_, int kTokens_>
 struct WideConfig {
   using Element = Element_;
-  static constexpr WideTile kTile = wide_tile(kTokens_);
+  static constexpr bool kIsE4M3 = kIsE4M3_;
+  static constexpr WideTile kTile = wide_tile(kTokens_, kIsE4M3 ? 1 : 2);
   static constexpr int kTokens = kTile.tokens;
   static constexpr int kStages = kTile.stages;
+  static constexpr int kUnitColumns = kTile.block_columns();
+  static_assert(!kIsE4M3 || kUnitColumns == kScaleColumns);
   static constexpr int kAhead = kStages / 2;             // blocks of rows that are underway
   static constexpr int kThreads = WideTile::kConsumers;  // that hold a product
   static constexpr int kProducers = WideTile::kProducers;
@@ -61,10 +68,17 @@ struct WideConfig {
 
   // Where an equal share of the registers is too little for a product.
   static constexpr bool kMovesRegisters = kTokens != 128;
-  static constexpr int kConsumerRegisters = kTokens == 64 ? 96 : 224;
-  static constexpr int kProducerRegisters = kTokens == 64 ? 40 : 56;
+  static constexpr int kConsumerRegisters = kTokens == 64 ? 96 : kIsE4M3 ? 216 : 224;
+  static constexpr int kProducerRegisters = kTokens == 64 ? 40 : kIsE4M3 ? 72 : 56;
+
+  using Queue = RowQueue<kTile.queue / 2, kProducers, kStages * kTokens>;
 
   CUTLASS_DEVICE static void sync() { cutlass::arch::NamedBarrier::sync(kThreads, 0); }
+
+  // The last one may be half a block.
+  CUTLASS_HOST_DEVICE static int num_blocks(LinearWeight const& weight) {
+    return (weight.columns + kUnitColumns - 1) / kUnitColumns;
+  }
 };
 
 template <class Config, class Epilogue>
@@ -74,6 +88,7 @@ struct WideStorage {
 
   WideWeightBlock weight[Config::kStages];
   RowBlock<Config::kTokens> rows[Config::kStages];
+  typename Config::Queue queue;
   TileRows<Config::kTokens> tile_rows;
   typename Epilogue::template SharedStorage<EpilogueConfig> epilogues[kEpilogues];
   uint64_t has_weight[Config::kStages];
@@ -112,7 +127,7 @@ class WideCta {
       : params_(params),
         weight_map_(weight_map),
         shared_(shared),
-        partition_(LinearPartition::make(num_tiles(params), params.weight.columns / kBlockColumns,
+        partition_(LinearPartition::make(num_tiles(params), Config::num_blocks(params.weight),
                                          gridDim.x, gridDim.y == 1)),
         begin_(partition_.first_unit(blockIdx.x)),
         end_(partition_.first_unit(blockIdx.x + 1)),
@@ -154,7 +169,7 @@ class WideCta {
       if constexpr (Config::kMovesRegisters) {
         cutlass::arch::warpgroup_reg_dealloc<Config::kProducerRegisters>();
       }
-      produce(threadIdx.x - Config::kThreads);
+      produce(threadIdx.x - Config::kThreads, min(num_rows, Config::kTokens));
     } else {
       if constexpr (Config::kMovesRegisters) {
         cutlass::arch::warpgroup_reg_alloc<Config::kConsumerRegisters>();
@@ -187,7 +202,12 @@ class WideCta {
   }
 
   CUTLASS_DEVICE int column(int unit) const {
-    return unit % partition_.tile_blocks * kBlockColumns;
+    return unit % partition_.tile_blocks * Config::kUnitColumns;
+  }
+
+  // Of the rows of a stage.
+  CUTLASS_DEVICE float* scales(int stage) const {
+    return shared_.queue.scales + stage * Config::kTokens;
   }
 
   // Weights that several tiles of tokens read are to stay in L2.
@@ -200,29 +220,58 @@ class WideCta {
                                               : cute::TMA::CacheHintSm90::EVICT_NORMAL);
   }
 
-  CUTLASS_DEVICE void produce(int thread) {
-    RowCopier<Element, Config::kTokens, Config::kProducers> rows(params_.input, shared_.tile_rows,
-                                                                 thread);
-    rows.load_norm(column(begin_));
-    Ring copied;
+  CUTLASS_DEVICE void produce(int thread, int num_tokens) {
+    if constexpr (Config::kIsE4M3) {
+      RowQuantizer<Element, Config::kTokens, Config::kProducers, typename Config::Queue> rows(
+          params_.input, shared_.tile_rows, shared_.queue, thread, num_tokens,
+          params_.weight.columns, column(begin_), end_ - begin_);
+      for (int stage = 0; stage < Config::kStages; ++stage) {
+        rows.clear_rest(shared_.rows[stage], scales(stage));
+      }
+      produce_units(
+          thread, [](int, int) {},
+          [&](int, int stage) { rows.fill(shared_.rows[stage], scales(stage)); });
+    } else {
+      RowCopier<Element, Config::kTokens, Config::kProducers> rows(params_.input, shared_.tile_rows,
+                                                                   thread);
+      rows.load_norm(column(begin_));
+      produce_units(
+          thread,
+          [&](int unit, int stage) {
+            if (unit < end_) {
+              rows.copy(shared_.rows[stage], column(unit));
+            }
+            cute::cp_async_fence();  // a group for each unit, also an empty one
+          },
+          [&](int unit, int stage) {
+            cute::cp_async_wait<Config::kAhead>();
+            rows.norm(shared_.rows[stage], column(unit));
+            rows.load_norm(column(min(unit + 1, end_ - 1)));
+          });
+    }
+  }
+
+  // Calls start(unit, stage) for each unit when its stage is free, and finish(unit, stage), which
+  // is to leave the rows there, kAhead units later. After the last unit start() is called kAhead
+  // times more.
+  template <class Start, class Finish>
+  CUTLASS_DEVICE void produce_units(int thread, Start const& start, Finish const& finish) {
+    Ring started;
     Ring ready;
 #pragma unroll 1
     for (int unit = begin_; unit < end_ + Config::kAhead; ++unit) {
       if (unit < end_) {
         // Passes in the first round.
-        Barrier::wait(&shared_.is_empty[copied.stage], copied.parity ^ 1);
+        Barrier::wait(&shared_.is_empty[started.stage], started.parity ^ 1);
         if (thread == 0 && unit - begin_ >= Config::kStages) {
-          load_weight(unit, copied.stage);
+          load_weight(unit, started.stage);
         }
-        rows.copy(shared_.rows[copied.stage], column(unit));
-        copied.advance();
       }
-      cute::cp_async_fence();  // a group for each unit, also an empty one
-      int const copied_unit = unit - Config::kAhead;
-      if (copied_unit >= begin_) {
-        cute::cp_async_wait<Config::kAhead>();
-        rows.norm(shared_.rows[ready.stage], column(copied_unit));
-        rows.load_norm(column(min(copied_unit + 1, end_ - 1)));
+      start(unit, started.stage);
+      started.advance();
+      int const started_unit = unit - Config::kAhead;
+      if (started_unit >= begin_) {
+        finish(started_unit, ready.stage);
         cutlass::arch::fence_view_async_shared();  // wgmma will read what this thread has written
         __syncwarp();
         if (thread % kWarpSize == 0) {
@@ -248,8 +297,14 @@ class WideCta {
       for (; unit < tile_end; ++unit) {
         CopyBarrier::wait(&shared_.has_weight[ring.stage], ring.parity);
         Barrier::wait(&shared_.has_rows[ring.stage], ring.parity);
-        multiply_block<Element>(acc, shared_.weight[ring.stage].vecs + first_vec,
-                                shared_.rows[ring.stage].vecs);
+        Vec16 const* const weight = shared_.weight[ring.stage].vecs + first_vec;
+        Vec16 const* const rows = shared_.rows[ring.stage].vecs;
+        if constexpr (Config::kIsE4M3) {
+          multiply_scaled_block(acc, weight, rows, scales(ring.stage), num_tokens);
+          __syncwarp();  // all lanes have read the scales
+        } else {
+          multiply_block<Element>(acc, weight, rows);
+        }
         if (threadIdx.x % kWarpSize == 0) {
           Barrier::arrive(&shared_.is_empty[ring.stage]);
         }

@@ -22,14 +22,17 @@ cudaError_t launch_wide_with(typename Epilogue::Params const& params, cudaStream
   }
   CUtensorMap weight_map;
   constexpr bool kIsBf16 = std::is_same_v<typename Config::Element, cutlass::bfloat16_t>;
+  constexpr CUtensorMapDataType kType = Config::kIsE4M3 ? CU_TENSOR_MAP_DATA_TYPE_UINT8
+                                        : kIsBf16       ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+                                                        : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
   if (cudaError_t const status =
-          make_weight_map(weight_map, params.weight, Epilogue::weight_rows(params), kIsBf16);
+          make_weight_map(weight_map, params.weight, Epilogue::weight_rows(params), kType);
       status != cudaSuccess) {
     return status;
   }
   int const token_tiles = (params.input.max_rows + Config::kTokens - 1) / Config::kTokens;
   LinearPartition const partition = LinearPartition::make(
-      WideCta<Config, Epilogue>::num_tiles(params), params.weight.columns / kBlockColumns,
+      WideCta<Config, Epilogue>::num_tiles(params), Config::num_blocks(params.weight),
       wide_grid(num_sms), token_tiles == 1);
   LaunchPlan const plan{.grid = dim3(partition.num_ctas, token_tiles),
                         .block = dim3(Config::kTile.threads()),
@@ -40,10 +43,17 @@ cudaError_t launch_wide_with(typename Epilogue::Params const& params, cudaStream
 
 template <class Epilogue, class Element>
 cudaError_t dispatch_wide_tokens(typename Epilogue::Params const& params, cudaStream_t stream) {
-  switch (wide_tile(params.input.max_rows).tokens) {
-    case 64: return launch_wide_with<WideConfig<Element, 64>, Epilogue>(params, stream);
-    case 128: return launch_wide_with<WideConfig<Element, 128>, Epilogue>(params, stream);
-    default: return launch_wide_with<WideConfig<Element, 256>, Epilogue>(params, stream);
+  int const max_rows = params.input.max_rows;
+  if (params.input.is_e4m3) {
+    switch (wide_tile(max_rows, 1).tokens) {
+      case 128: return launch_wide_with<WideConfig<Element, true, 128>, Epilogue>(params, stream);
+      default: return launch_wide_with<WideConfig<Element, true, 256>, Epilogue>(params, stream);
+    }
+  }
+  switch (wide_tile(max_rows, 2).tokens) {
+    case 64: return launch_wide_with<WideConfig<Element, false, 64>, Epilogue>(params, stream);
+    case 128: return launch_wide_with<WideConfig<Element, false, 128>, Epilogue>(params, stream);
+    default: return launch_wide_with<WideConfig<Element, false, 256>, Epilogue>(params, stream);
   }
 }
 

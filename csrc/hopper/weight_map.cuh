@@ -1,6 +1,6 @@
-// The weight of a linear layer as TMA brings it: one copy for the 128 rows and 64 columns of a
-// block of a tile, each row where its partner in the epilogue wants it, rows outside of the weight
-// as zeros.
+// The weight of a linear layer as TMA brings it: one copy for the 128 rows and 128 bytes of columns
+// of a block of a tile, each row where its partner in the epilogue wants it, what is outside of the
+// weight as zeros.
 #pragma once
 
 #include <cuda.h>
@@ -36,14 +36,15 @@ inline cudaError_t find_tensor_map_encoder(PFN_cuTensorMapEncodeTiled_v12000& en
   return found == cudaDriverEntryPointSuccess ? cudaSuccess : cudaErrorNotSupported;
 }
 
-// Boxes of 64 columns and kWideGroups groups, of as many heads as that takes.
+// Boxes of 128 bytes and kWideGroups groups, of as many heads as that takes.
 inline cudaError_t make_weight_map(CUtensorMap& map, LinearWeight const& weight,
-                                   WeightRows const& rows, bool is_bf16) {
+                                   WeightRows const& rows, CUtensorMapDataType type) {
   PFN_cuTensorMapEncodeTiled_v12000 encode = nullptr;
   if (cudaError_t const status = find_tensor_map_encoder(encode); status != cudaSuccess) {
     return status;
   }
-  cuuint64_t const row_bytes = cuuint64_t(weight.columns) * 2;
+  int const element_bytes = type == CU_TENSOR_MAP_DATA_TYPE_UINT8 ? 1 : 2;
+  cuuint64_t const row_bytes = cuuint64_t(weight.columns) * element_bytes;
   bool const has_heads = rows.num_heads > 1;
   int const box_groups = has_heads ? rows.num_groups : kWideGroups;
   cuuint64_t const sizes[kMapRank] = {cuuint64_t(weight.columns), 8, 2, cuuint64_t(rows.num_groups),
@@ -51,20 +52,19 @@ inline cudaError_t make_weight_map(CUtensorMap& map, LinearWeight const& weight,
   cuuint64_t const strides[kMapRank - 1] = {row_bytes * rows.step, row_bytes * rows.half_step,
                                             row_bytes * rows.group_step,
                                             row_bytes * (has_heads ? rows.head_step : 1)};
-  cuuint32_t const box[kMapRank] = {kBlockColumns, 8, 2, cuuint32_t(box_groups),
-                                    cuuint32_t(kWideGroups / box_groups)};
+  cuuint32_t const box[kMapRank] = {cuuint32_t(WideTile::kRowBytes / element_bytes), 8, 2,
+                                    cuuint32_t(box_groups), cuuint32_t(kWideGroups / box_groups)};
   cuuint32_t const element_strides[kMapRank] = {1, 1, 1, 1, 1};
   CUresult const result =
-      encode(&map, is_bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-             kMapRank, const_cast<void*>(weight.data), sizes, strides, box, element_strides,
-             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+      encode(&map, type, kMapRank, const_cast<void*>(weight.data), sizes, strides, box,
+             element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
              CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
 // A block of a tile's rows, as swizzled_vec() places them.
 struct alignas(1024) WideWeightBlock {
-  static constexpr int kBytes = WideTile::kRows * kBlockColumns * 2;
+  static constexpr int kBytes = WideTile::kRows * WideTile::kRowBytes;
 
   Vec16 vecs[kBytes / kVecBytes];
 

@@ -24,7 +24,7 @@
 namespace p_eagle {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 128;
 
 using Planner = AttentionPlanner<kThreads>;
 

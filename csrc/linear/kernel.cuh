@@ -128,8 +128,9 @@ class LinearCta {
     find_norms();
     __syncthreads();
 
-    RowLoader<typename Config::Element, Config::kTokens, Config::kThreads> rows(params_.input,
-                                                                                shared_.tile_rows);
+    RowLoader<typename Config::Element, Config::kTokens, Config::kThreads, Config::kTokens,
+              Config::kIsE4M3>
+        rows(params_.input, shared_.tile_rows);
     rows.load(unit.column());
     Accumulator acc;
     acc.clear();

@@ -9,12 +9,13 @@
 namespace p_eagle {
 
 // Whether the kernels of csrc/hopper run a layer: on sm_90, which has them alone, with more rows
-// than fit a tile here, and a 16-bit weight whose rows make groups of 16. Every published drafter's
-// do.
+// than fit a tile here, both operands of 16 bits or both e4m3, and a weight whose rows make groups
+// of 16. Every published drafter's do.
 inline cudaError_t find_wide_kernel(LinearInput const& input, LinearWeight const& weight,
                                     bool& has_one) {
   has_one = false;
-  if (input.max_rows <= kMaxTileTokens || weight.scale != nullptr || weight.rows % 16 != 0) {
+  bool const is_mixed = (weight.scale != nullptr) != input.is_e4m3;
+  if (input.max_rows <= kMaxTileTokens || is_mixed || weight.rows % 16 != 0) {
     return cudaSuccess;
   }
   int device = 0;

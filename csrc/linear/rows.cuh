@@ -11,13 +11,11 @@
 #include <cstdint>
 
 #include "common/reduce.cuh"
+#include "linear/quantize.cuh"
 #include "linear/weights.cuh"
 #include "ops.h"
 
 namespace p_eagle {
-
-inline constexpr int kVecElems = 8;  // of 16 bits
-inline constexpr int kBlockVecs = kBlockColumns / kVecElems;
 
 // In the place of a row's number.
 inline constexpr int kNoRow = -1;
@@ -122,8 +120,10 @@ struct RowBlock {
 };
 
 // A thread's share of the blocks of kTokens rows, which are all of a tile's or the ones from
-// `first_token` on: vector threadIdx.x % 8 of some tokens.
-template <class Element, int kTokens, int kThreads, int kTileTokens = kTokens>
+// `first_token` on: vector threadIdx.x % 8 of some tokens. To quantise them it also reads the other
+// block that has the same scale.
+template <class Element, int kTokens, int kThreads, int kTileTokens = kTokens,
+          bool kMayQuantize = false>
 class RowLoader {
  public:
   using Elements = cutlass::Array<Element, kVecElems>;
@@ -141,54 +141,102 @@ class RowLoader {
 
   // Starts to read the block at `column`.
   CUTLASS_DEVICE void load(int column) {
-    int const tap = column / input_.tap_width;
-    auto const* base = static_cast<Element const*>(input_.taps[tap]);
-    int const offset = column % input_.tap_width + threadIdx.x % kBlockVecs * kVecElems;
-    CUTLASS_PRAGMA_UNROLL
-    for (int i = 0; i < kThreadVecs; ++i) {
-      vecs_[i].clear();
-      int const source = source_row(i);
-      if (source >= 0) {
-        vecs_[i] =
-            *reinterpret_cast<Vec const*>(base + int64_t(source) * input_.tap_width + offset);
+    load_block(block_, column);
+    if constexpr (kMayQuantize) {
+      if (input_.is_e4m3) {
+        load_block(other_, column ^ kBlockColumns);
       }
-    }
-    norm_group_ = input_.norms_each_tap ? tap : 0;
-    if (input_.norm_weight) {
-      auto const* weight = static_cast<Element const*>(input_.norm_weight);
-      norm_weight_ =
-          *reinterpret_cast<Vec const*>(weight + column + threadIdx.x % kBlockVecs * kVecElems);
     }
   }
 
-  // Norms what load() has read, and stores it.
+  // Norms and rounds what load() has read, and stores it.
   CUTLASS_DEVICE void store(RowBlock<kTileTokens>& block) {
-    Values scale;
-    if (input_.norm_weight) {
-      scale = ToFloat::convert(norm_weight_);
-    }
     CUTLASS_PRAGMA_UNROLL
     for (int i = 0; i < kThreadVecs; ++i) {
-      if (!has_token(i)) {
+      if (!has_token(i)) {  // then no lane of the warp has
         continue;
       }
-      int const token = this->token(i);
-      Vec vec = vecs_[i];
-      if (input_.norm_weight) {
-        float const rstd = rows_.rstd[norm_group_][token];
+      Vec vec = block_.vecs[i];
+      if (kMayQuantize && input_.is_e4m3) {
+        static_cast<Elements&>(vec) = ToElement::convert(quantized(i));
+      } else if (input_.norm_weight) {
+        auto const scale = ToFloat::convert(block_.norm_weight);
         Values values = ToFloat::convert(vec);
+        float const rstd = this->rstd(block_, i);
         CUTLASS_PRAGMA_UNROLL
         for (int j = 0; j < kVecElems; ++j) {
           values[j] *= rstd * scale[j];
         }
         static_cast<Elements&>(vec) = ToElement::convert(values);
       }
-      auto& place = block.vecs[swizzled_vec(token, threadIdx.x % kBlockVecs)];
+      auto& place = block.vecs[swizzled_vec(token(i), threadIdx.x % kBlockVecs)];
       place = reinterpret_cast<Vec16 const&>(vec);
     }
   }
 
  private:
+  struct Block {
+    Vec vecs[kThreadVecs];
+    Vec norm_weight;
+    int norm_group = 0;
+  };
+
+  // Zeros where there is no such column.
+  CUTLASS_DEVICE void load_block(Block& block, int column) const {
+    bool const exists = column < input_.num_taps * input_.tap_width;
+    int const tap = exists ? column / input_.tap_width : 0;
+    auto const* base = static_cast<Element const*>(input_.taps[tap]);
+    int const offset = column % input_.tap_width + threadIdx.x % kBlockVecs * kVecElems;
+    CUTLASS_PRAGMA_UNROLL
+    for (int i = 0; i < kThreadVecs; ++i) {
+      block.vecs[i].clear();
+      int const source = source_row(i);
+      if (exists && source >= 0) {
+        block.vecs[i] =
+            *reinterpret_cast<Vec const*>(base + int64_t(source) * input_.tap_width + offset);
+      }
+    }
+    block.norm_group = input_.norms_each_tap ? tap : 0;
+    if (input_.norm_weight && exists) {
+      auto const* weight = static_cast<Element const*>(input_.norm_weight);
+      block.norm_weight =
+          *reinterpret_cast<Vec const*>(weight + column + threadIdx.x % kBlockVecs * kVecElems);
+    }
+  }
+
+  // The i-th vector as it is after rounding to e4m3, times its scale.
+  CUTLASS_DEVICE Values quantized(int i) const {
+    Values const others = weighted(other_, i);
+    Values values = weighted(block_, i);
+    float const rstd = this->rstd(block_, i);
+    float const largest =
+        fmaxf(rstd * largest_of(values), this->rstd(other_, i) * largest_of(others));
+    RowScale const scale = RowScale::of(max_of_row_lanes(largest));
+    float const factor = rstd * scale.inverse;
+    CUTLASS_PRAGMA_UNROLL
+    for (int j = 0; j < kVecElems; ++j) {
+      values[j] = round_to_e4m3(__fmul_rn(values[j], factor)) * scale.scale;
+    }
+    return values;
+  }
+
+  // The i-th vector times the norm's weights, if there is a norm.
+  CUTLASS_DEVICE Values weighted(Block const& block, int i) const {
+    Values values = ToFloat::convert(block.vecs[i]);
+    if (input_.norm_weight) {
+      auto const scale = ToFloat::convert(block.norm_weight);
+      CUTLASS_PRAGMA_UNROLL
+      for (int j = 0; j < kVecElems; ++j) {
+        values[j] *= scale[j];
+      }
+    }
+    return values;
+  }
+
+  CUTLASS_DEVICE float rstd(Block const& block, int i) const {
+    return input_.norm_weight ? rows_.rstd[block.norm_group][token(i)] : 1.0f;
+  }
+
   CUTLASS_DEVICE static bool has_token(int i) { return threadIdx.x + i * kThreads < kVecs; }
 
   CUTLASS_DEVICE int token(int i) const {
@@ -202,9 +250,8 @@ class RowLoader {
   LinearInput const& input_;
   TileRows<kTileTokens> const& rows_;
   int first_token_;
-  Vec vecs_[kThreadVecs];
-  Vec norm_weight_;
-  int norm_group_ = 0;
+  Block block_;
+  Block other_;  // only to quantise
 };
 
 }  // namespace p_eagle

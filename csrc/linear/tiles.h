@@ -40,38 +40,48 @@ inline constexpr LinearTile kLinearTiles[] = {
 
 inline constexpr int kMaxTileTokens = 32;
 
-// A tile of the kernel of csrc/hopper, for 16-bit weights and more rows than kMaxTileTokens: two
-// warpgroups multiply 64 rows of the weight each. CTAs of two kernels fit an SM only where tokens
-// are few.
+// A tile of the kernel of csrc/hopper, for more rows than kMaxTileTokens: two warpgroups multiply 64
+// rows of the weight each. CTAs of two kernels fit an SM only where tokens are few. Both operands are
+// 16 bits wide, or e4m3; then rows wait in 16 bits until they are quantised.
 struct WideTile {
   static constexpr int kRows = 128;       // of the weight
   static constexpr int kConsumers = 256;  // threads that multiply
   static constexpr int kProducers = 128;  // threads that bring what is multiplied
+  static constexpr int kRowBytes = 128;   // of a block, of either operand
+  static constexpr int kMaxTokens = 256;
 
   int tokens;
+  int weight_bytes;    // of one element
   int stages;          // of blocks of the weight and of the rows, in shared memory
   int kernels_per_sm;  // that fit
+  int queue;           // vectors of rows that wait, for each producer
 
   constexpr int threads() const { return kConsumers + kProducers; }
-  constexpr int stage_bytes() const { return kRows * kBlockColumns * 2; }  // of the weight
+  constexpr int block_columns() const { return kRowBytes / weight_bytes; }
+  constexpr int stage_bytes() const { return kRows * kRowBytes; }  // of the weight
   constexpr int partial_floats() const { return kRows * tokens; }
 
-  // At most, of one CTA: the stages, what is known of the rows, and the epilogues.
+  // At most, of one CTA: the stages, what is known of the rows, the queue, and the epilogues.
   constexpr int shared_bytes() const {
-    return stages * (stage_bytes() + tokens * kBlockColumns * 2) + tokens * 56 + 3 * 1024;
+    return stages * (stage_bytes() + tokens * (kRowBytes + 4)) + tokens * 56 +
+           kProducers * queue * 16 + 3 * 1024;
   }
 };
 
-inline constexpr WideTile kWideTiles[] = {{64, 4, 2}, {128, 6, 1}, {256, 4, 1}};
+inline constexpr WideTile kWideTiles[] = {
+    {64, 2, 4, 2, 0},   {128, 2, 6, 1, 0},  {256, 2, 4, 1, 0},  // 16 bits
+    {128, 1, 5, 1, 24}, {256, 1, 3, 1, 24},                     // e4m3
+};
 
 // The tile for so many rows; for more rows than its tokens there are several tiles of them.
-constexpr WideTile wide_tile(int num_rows) {
+constexpr WideTile wide_tile(int num_rows, int weight_bytes) {
   for (WideTile const& tile : kWideTiles) {
-    if (num_rows <= tile.tokens) {
+    if (tile.weight_bytes == weight_bytes &&
+        (num_rows <= tile.tokens || tile.tokens == WideTile::kMaxTokens)) {
       return tile;
     }
   }
-  return kWideTiles[2];
+  throw std::invalid_argument("wide_tile: no such tile");
 }
 
 // The fewest tokens of a tile that hold so many rows.

@@ -135,11 +135,18 @@ def check_weight(
     dtype: torch.dtype,
     rows: int,
     columns: int,
+    *,
+    fp8_activations: bool = False,
 ) -> None:
     """Raise unless `weight` is ``[rows, columns]``: of `dtype`, or float8_e4m3fn with a scale.
 
-    The scale is ``[rows]`` float32. Kernels take columns in blocks of 64.
+    The scale is ``[rows]`` float32. Kernels take columns in blocks of 64. With FP8 activations it
+    must be float8_e4m3fn.
     """
+    check(
+        scale is not None or not fp8_activations,
+        f"{op}: `fp8_activations` needs an FP8 `{name}` with its scale",
+    )
     check_tensor(op, name, weight, dtype if scale is None else FP8_DTYPES[0], rows, columns)
     if scale is not None:
         check_tensor(op, f"{name}_scale", scale, torch.float32, rows)

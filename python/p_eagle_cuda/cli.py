@@ -1,4 +1,4 @@
-"""The command line: `p-eagle-cuda generate`, `eval` and `info`.
+"""The command line: `p-eagle-cuda generate`, `eval`, `plan` and `info`.
 
 A user's error is one line on standard error and exit code 2; an output that differs from that of
 the target alone is exit code 1.
@@ -23,7 +23,7 @@ from p_eagle_cuda.arguments import OneLineParser
 from p_eagle_cuda.bundled import bundled_drafter, bundled_target
 from p_eagle_cuda.draft_tree import TREE_KINDS
 from p_eagle_cuda.errors import PEagleError, PromptError
-from p_eagle_cuda.evaluation.command import add_command
+from p_eagle_cuda.evaluation import command as evaluation
 from p_eagle_cuda.generation import (
     DEFAULT_NODES,
     Generator,
@@ -33,6 +33,7 @@ from p_eagle_cuda.generation import (
     num_runs,
 )
 from p_eagle_cuda.linear_table import LinearTable, format_paths, linear_paths
+from p_eagle_cuda.planning import command as planning
 from p_eagle_cuda.precision import KV_DTYPES, WEIGHT_PRECISIONS
 from p_eagle_cuda.text import TextStream, read_prompts
 
@@ -111,7 +112,8 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of both models")
     generate.add_argument("--json", action="store_true", help="print one JSON object, no text")
 
-    add_command(commands)
+    evaluation.add_command(commands)
+    planning.add_command(commands)
 
     info = commands.add_parser("info", help="versions, device, architectures, implementations")
     info.set_defaults(run=_info)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from p_eagle_cuda.errors import ConfigError
 from p_eagle_cuda.fields import ConfigFields, shown
@@ -43,6 +44,38 @@ _ONLY_SUPPORTED: Mapping[str, object] = {
 DEFAULT_ROPE_THETA = 10_000.0  # of Hugging Face's Llama and Qwen3 configurations
 MAX_POSITIONS = 2**24  # a rope table of 4 GB at head_dim 64; no model comes near
 DEFAULT_NUM_TAPS = 3  # vLLM's, when a configuration does not say
+
+
+class LayerShape(Protocol):
+    """What decides the shapes of a decoder layer; drafter and target configurations have it."""
+
+    @property
+    def hidden_size(self) -> int:
+        """H."""
+
+    @property
+    def intermediate_size(self) -> int:
+        """I."""
+
+    @property
+    def num_heads(self) -> int:
+        """Nq."""
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Nkv."""
+
+    @property
+    def head_dim(self) -> int:
+        """D."""
+
+    @property
+    def attention_bias(self) -> bool:
+        """Whether the projections to queries, keys and values have biases."""
+
+    @property
+    def qk_norm(self) -> bool:
+        """Whether queries and keys are normalised per head."""
 
 
 @dataclass(frozen=True)

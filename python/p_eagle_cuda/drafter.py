@@ -199,6 +199,10 @@ class Drafter:
                 matrices: fc, the layers' and the head. Quantised matrices are float8_e4m3fn with
                 a scale for each output row (`precision.quantize_rows`); norms, biases and the
                 embedding stay as they are. On CUDA they run on the fused kernels at any row count.
+                "w8a8" is "fp8" with the rows that the linear layers multiply, those of the head
+                excepted, rounded to FP8 too (`precision.quantize_activations`): on every device
+                and for any number of rows, so that no draft depends on its batch because of it.
+                On Hopper more than 32 rows then take FP8 tensor cores.
             kv_dtype: Of the keys and values: "auto" for the working dtype; "bf16" for the same,
                 with the same error; "fp8" for float8_e4m3fn. Or one of these as a torch dtype, or
                 float8_e5m2. FP8 caches store ``x / scale`` and saturate.

@@ -1,18 +1,18 @@
 """The linear layers of a drafter, on two backends, and which of them runs at how many rows.
 
 `FusedLinear` calls the fused ops, which stream every weight once for up to 32 rows, and on Hopper
-16-bit ones once for up to 256. `TorchLinear`
-leaves the product to torch, that is, cuBLAS, with row kernels around it: for many rows, for sizes
-that the fused kernels refuse, and as what they are measured against. `LinearLayers` has both, and
-chooses for each op by the table of `p_eagle_cuda.linear_table`.
+once for up to 256, but for FP8 weights with other activations. `TorchLinear` leaves the product to
+torch, that is, cuBLAS, with row kernels around it: for many rows, for sizes that the fused kernels
+refuse, and as what they are measured against. `LinearLayers` has both, and chooses for each op by
+the table of `p_eagle_cuda.linear_table`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -107,12 +107,12 @@ class LinearBackend(Protocol):
 class FusedLinear:
     """The fused ops, which take turns with one workspace."""
 
-    def __init__(self, workspace: Tensor) -> None:
-        """Take the `workspace`, from `ops.linear_workspace`."""
-        self.workspace = workspace
-        self.project_taps = partial(ops.project_taps, workspace=workspace)
-        self.qkv_rope_cache = partial(ops.qkv_rope_cache, workspace=workspace)
-        self.norm_swiglu = partial(ops.norm_swiglu, workspace=workspace)
+    def __init__(self, workspace: Tensor, *, fp8_activations: bool = False) -> None:
+        """Take the `workspace`, from `ops.linear_workspace`, and what all ops are called with."""
+        self._shared: dict[str, Any] = {"workspace": workspace, "fp8_activations": fp8_activations}
+        self.project_taps = partial(ops.project_taps, **self._shared)
+        self.qkv_rope_cache = partial(ops.qkv_rope_cache, **self._shared)
+        self.norm_swiglu = partial(ops.norm_swiglu, **self._shared)
 
     def linear_residual(
         self,
@@ -128,7 +128,7 @@ class FusedLinear:
         """See `LinearBackend`."""
         _, sums = ops.linear_residual(
             x, weight, bias, num_rows, residual, sum_squares, weight_scale=weight_scale,
-            workspace=self.workspace,
+            **self._shared,
         )  # fmt: skip
         return sums
 
@@ -346,10 +346,11 @@ class LinearLayers:
         layers = _weights_by_op(weights)
         refusals = fused_refusals(weights, num_taps) if architecture != "cpu" else {}
         self.choices = tuple(
-            _choose(op, table, architecture, layers[op][0], refusals.get(op)) for op in LINEAR_OPS
+            choose_backend(op, table, architecture, layers[op][0].dtype, refusals.get(op))
+            for op in LINEAR_OPS
         )
         self._fused_rows = {choice.op: choice.fused_rows for choice in self.choices}
-        self._fused = FusedLinear(workspace)
+        self._fused = FusedLinear(workspace, fp8_activations=weights.fp8_activations)
         needs_torch = any(
             rows is not None and rows < max_rows for rows in self._fused_rows.values()
         )
@@ -380,14 +381,19 @@ def fused_refusals(weights: DrafterWeights, num_taps: int) -> dict[str, str]:
 
     The shapes alone decide: each reason is one that the op would give on CUDA.
     """
-    refusals = {}
     hidden, gathered = weights.fc.shape
-    head_dim = weights.rope.shape[1]
-    for op, matrices in _weights_by_op(weights).items():
-        columns = {x.shape[1] for x in matrices}
-        if op == "project_taps":
-            columns = {gathered // num_taps}
-        ragged = sorted(x for x in columns if x % STATISTIC_COLUMNS)
+    columns = {op: {x.shape[1] for x in xs} for op, xs in _weights_by_op(weights).items()}
+    columns["project_taps"] = {gathered // num_taps}
+    return size_refusals(columns, hidden, weights.rope.shape[1])
+
+
+def size_refusals(
+    columns: Mapping[str, Collection[int]], hidden: int, head_dim: int
+) -> dict[str, str]:
+    """The same by the columns of each op's weights, of `project_taps` those of one tap."""
+    refusals = {}
+    for op in columns:
+        ragged = sorted(x for x in columns[op] if x % STATISTIC_COLUMNS)
         if ragged:
             refusals[op] = (
                 f"the fused kernels need columns that are a multiple of {STATISTIC_COLUMNS}, "
@@ -401,10 +407,15 @@ def fused_refusals(weights: DrafterWeights, num_taps: int) -> dict[str, str]:
     return refusals
 
 
-def _choose(
-    op: str, table: str | LinearTable, architecture: str, weight: Tensor, refusal: str | None
+def choose_backend(
+    op: str, table: str | LinearTable, architecture: str, weight: torch.dtype, refusal: str | None
 ) -> LinearChoice:
-    is_fp8 = weight.dtype == torch.float8_e4m3fn
+    """Which backend runs an op whose weights have this dtype; see `LinearLayers`.
+
+    Raises:
+        BackendError: None can.
+    """
+    is_fp8 = weight == torch.float8_e4m3fn
     if table == "torch":
         if is_fp8:
             raise BackendError(f"{op}: {FP8_NEEDS_FUSED}")
@@ -418,7 +429,7 @@ def _choose(
     if refusal is not None:
         return LinearChoice(op, 0, refusal)
     assert isinstance(table, LinearTable)
-    found = table.find(architecture, op, weight.dtype)
+    found = table.find(architecture, op, weight)
     return LinearChoice(op, found.fused_rows, found.measured)
 
 

@@ -81,12 +81,14 @@ class LinearTable:
         )
 
 
-def kernel_of(architecture: str, num_rows: int, *, is_fp8: bool = False) -> str:
+def kernel_of(architecture: str, num_rows: int, weight: str = "16-bit") -> str:
     """The fused kernel that runs a linear layer, by the tensor core instruction that it is made of.
 
-    "wgmma" reads each weight once for 256 rows, "mma.sync" once for 32.
+    "wgmma" reads each weight once for 256 rows, "mma.sync" once for 32. wgmma multiplies operands
+    of one type, which "fp8" weights and their activations are not.
     """
-    return "wgmma" if architecture == "sm_90" and num_rows > FEW_ROWS and not is_fp8 else "mma.sync"
+    is_wide = architecture == "sm_90" and num_rows > FEW_ROWS and weight != "fp8"
+    return "wgmma" if is_wide else "mma.sync"
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class LinearPath:
 
     architecture: str
     ops: tuple[str, ...]
-    weight: str  # "16-bit" or "fp8"
+    weight: str  # "16-bit", "fp8" or "w8a8"
     first_rows: int
     last_rows: int | None  # None: no end
     by_table: str  # "mma.sync", "wgmma" or "cuBLAS"
@@ -116,7 +118,8 @@ def linear_paths(table: LinearTable) -> list[LinearPath]:
             ops_by_rows.setdefault(limit, []).append(op)
         for fused_rows, ops in ops_by_rows.items():
             paths += _paths(architecture, tuple(ops), "16-bit", fused_rows)
-        paths += _paths(architecture, LINEAR_OPS, "fp8", None)
+        for weight in ("fp8", "w8a8"):
+            paths += _paths(architecture, LINEAR_OPS, weight, None)
     return paths
 
 
@@ -138,7 +141,7 @@ def _paths(
     starts = sorted({1, FEW_ROWS + 1, 1 if fused_rows is None else fused_rows + 1})
     for first, following in zip(starts, [*starts[1:], None], strict=True):
         last = None if following is None else following - 1
-        fused = kernel_of(architecture, first, is_fp8=weight == "fp8")
+        fused = kernel_of(architecture, first, weight)
         by_table = fused if fused_rows is None or first <= fused_rows else "cuBLAS"
         if found and (found[-1].by_table, found[-1].fused) == (by_table, fused):
             found[-1] = replace(found[-1], last_rows=last)

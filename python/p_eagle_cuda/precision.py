@@ -1,18 +1,24 @@
-"""In what the weights and the cache of a drafter are kept, and how FP8 weights are made.
+"""In what the weights and the cache of a drafter are kept, and what FP8 makes of numbers.
 
-The values are e4m3, with a float32 scale for each output row: what the linear ops multiply by.
+Weights are e4m3 values with a float32 scale for each output row: what the linear ops multiply by.
+With "w8a8" the rows that the linear layers multiply, the activations, are e4m3 too.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear, pad
 
 from p_eagle_cuda.errors import ConfigError
 
-WEIGHT_PRECISIONS = ("auto", "bf16", "fp8_head", "fp8")
-QUANTIZED = ("fp8_head", "fp8")
+WEIGHT_PRECISIONS = ("auto", "bf16", "fp8_head", "fp8", "w8a8")
+QUANTIZED = ("fp8_head", "fp8", "w8a8")
+FP8_LAYERS = ("fp8", "w8a8")  # not the head alone
+FP8_ACTIVATIONS = ("w8a8",)
 KV_DTYPES = ("auto", "bf16", "fp8")
+
+SCALE_COLUMNS = 128  # of a row of activations, that one scale covers
 
 _E4M3 = torch.float8_e4m3fn
 _FP8_DTYPES = (_E4M3, torch.float8_e5m2)
@@ -65,11 +71,38 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     parts = (x.split(_ROWS_AT_A_TIME) for x in (weight, values, scale))
     for rows, rows_values, rows_scale in zip(*parts, strict=True):
         exact = rows.float()
-        mantissa, exponent = torch.frexp(exact.abs().amax(dim=1) / torch.finfo(_E4M3).max)
-        exponent -= (mantissa == 0.5).int()  # a power of two already
-        torch.ldexp(torch.ones_like(rows_scale), exponent.clamp(min=-126), out=rows_scale)
+        rows_scale.copy_(_scale(exact.abs().amax(dim=1), least=-126))
         rows_values.copy_(exact / rows_scale[:, None])
     return values, scale
+
+
+def quantize_activations(x: Tensor) -> Tensor:
+    """What rows ``[..., C]`` are in a product with FP8 activations, in the dtype of x.
+
+    Numerics:
+        Each 128 columns of a row have a scale, as the rows of `quantize_rows` have, but of at least
+        2**-64: a block's largest value costs no other block its accuracy, and who computes a
+        block need not see the row's other ones first. Each value is rounded once, to nearest even;
+        multiplying by the scale again is exact.
+    """
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    blocks = pad(wide, (0, -x.shape[-1] % SCALE_COLUMNS)).unflatten(-1, (-1, SCALE_COLUMNS))
+    scale = _scale(blocks.abs().amax(dim=-1, keepdim=True), least=-64)
+    values = (blocks / scale).to(_E4M3).to(wide.dtype) * scale
+    rows: Tensor = values.flatten(-2)[..., : x.shape[-1]]
+    return rows.to(x.dtype)
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None, fp8_activations: bool) -> Tensor:
+    """``x @ weight.T + bias``, of the rows of x or of what `quantize_activations` makes of them."""
+    return linear(quantize_activations(x) if fp8_activations else x, weight, bias)
+
+
+def _scale(largest: Tensor, least: int) -> Tensor:
+    """The least power of two, from 2**least on, by which the largest value may be divided."""
+    mantissa, exponent = torch.frexp(largest / torch.finfo(_E4M3).max)
+    exponent -= (mantissa == 0.5).int()  # a power of two already
+    return torch.ldexp(torch.ones_like(largest), exponent.clamp(min=least))
 
 
 def _check_bf16(name: str, dtype: torch.dtype) -> None:

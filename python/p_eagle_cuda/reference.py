@@ -24,6 +24,7 @@ from torch.nn.functional import linear, pad, silu
 
 from p_eagle_cuda.attention_work import TREE_ROWS
 from p_eagle_cuda.noise import Noise, gumbel
+from p_eagle_cuda.precision import product
 from p_eagle_cuda.weights import DrafterWeights
 
 STATISTIC_COLUMNS = 64  # of a row, that one sum of squares covers
@@ -114,7 +115,8 @@ def prune_rows(x: Tensor, positions: Tensor, row_start: Tensor, sample_rows: Ten
     has_rows = row_start.diff() > 0
     kept = (row_start[1:, None] - K + offset)[has_rows].flatten()
     starts = torch.cat([row_start.new_zeros(1), (K * has_rows).cumsum(0)])
-    sampled = torch.where(sample_rows.view(-1, K) >= 0, starts[:-1, None] + offset, -1)
+    is_sampled = has_rows[:, None] & (sample_rows.view(-1, K) >= 0)
+    sampled = torch.where(is_sampled, starts[:-1, None] + offset, -1)
     return PrunedRows(x[kept], positions[kept], starts.int(), sampled.int().flatten())
 
 
@@ -178,12 +180,13 @@ def project_taps(
     input_norm: Tensor | None,  # [n * Ht]
     fc_norms: Tensor | None,  # [n, Ht]; at most one of the two
     eps: float,
+    fp8_activations: bool = False,
 ) -> Tensor:  # [R, H], zero for mask rows
     """The drafter's view of the target's hidden states: fc of the concatenated taps."""
     is_real = source_row >= 0
     x = gather_taps(taps, source_row[is_real], input_norm, fc_norms, eps)
     hidden = x.new_zeros(source_row.numel(), weight.shape[0])
-    hidden[is_real] = linear(x, weight)
+    hidden[is_real] = product(x, weight, None, fp8_activations)
     return hidden
 
 
@@ -232,13 +235,14 @@ def qkv_rope(
     mask_heads: Tensor
     | None = None,  # [(Nq + 2 Nkv) * D], of every mask row in place of the product
     source_row: Tensor | None = None,  # [R] int32, with mask_heads; negative for a mask row
+    fp8_activations: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:  # q [R, Nq, D], k and v [R, Nkv, D]
     """Query, key and value of each row, heads normed where the model does so, then rotated."""
     x = x if norm_weight is None else rms_norm(x, norm_weight, eps, sums)
-    product = linear(x, weight, bias)
+    heads = product(x, weight, bias, fp8_activations)
     if mask_heads is not None and source_row is not None:
-        product = torch.where((source_row < 0)[:, None], mask_heads.to(x.dtype), product)
-    return rope_heads(product, q_norm, k_norm, rope, positions, num_kv_heads, eps)
+        heads = torch.where((source_row < 0)[:, None], mask_heads.to(x.dtype), heads)
+    return rope_heads(heads, q_norm, k_norm, rope, positions, num_kv_heads, eps)
 
 
 def rope_heads(
@@ -350,16 +354,19 @@ def visible_keys(
     return torch.where(new < 0, in_window, is_seen & (new < TREE_ROWS))
 
 
-def linear_residual(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
+def linear_residual(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, fp8_activations: bool = False
+) -> Tensor:
     """``residual + x @ weight.T + bias``."""
-    return residual + linear(x, weight, bias)
+    return residual + product(x, weight, bias, fp8_activations)
 
 
 def norm_swiglu(
-    x: Tensor, norm_weight: Tensor, gate_up: Tensor, eps: float, sums: Tensor | None = None
-) -> Tensor:
+    x: Tensor, norm_weight: Tensor, gate_up: Tensor, eps: float, sums: Tensor | None = None,
+    fp8_activations: bool = False,
+) -> Tensor:  # fmt: skip
     """``silu(gate) * up`` of the normed x; gate_up [2I, H] holds the gate rows, then the up."""
-    return gate_rows(linear(rms_norm(x, norm_weight, eps, sums), gate_up))
+    return gate_rows(product(rms_norm(x, norm_weight, eps, sums), gate_up, None, fp8_activations))
 
 
 def gate_rows(gate_up: Tensor) -> Tensor:
@@ -430,9 +437,10 @@ def draft(
     def full(matrix: Tensor, scale: Tensor | None) -> Tensor:
         return dequantize(matrix, scale, weights.dtype)
 
+    fp8 = weights.fp8_activations
     hidden = project_taps(
         taps, inputs.source_row, full(weights.fc, weights.fc_scale), weights.input_norm,
-        weights.fc_norms, eps,
+        weights.fc_norms, eps, fp8,
     )  # fmt: skip
     first = weights.layers[0]
     assert first.hidden_norm is not None, "layer 0 of a drafter norms the hidden state"
@@ -445,7 +453,7 @@ def draft(
         q, k, v = qkv_rope(
             x if i == 0 else residual, None if i == 0 else layer.input_norm,
             full(layer.qkv, layer.qkv_scale), layer.qkv_bias, layer.q_norm, layer.k_norm,
-            weights.rope, inputs.positions, cache.k.shape[1], eps,
+            weights.rope, inputs.positions, cache.k.shape[1], eps, fp8_activations=fp8,
         )  # fmt: skip
         write_cache(k, inputs.slots, cache.k, cache.k_scale)
         write_cache(v, inputs.slots, cache.v, cache.v_scale)
@@ -453,10 +461,11 @@ def draft(
             q, cache.k, cache.v, cache.k_scale, cache.v_scale, block_table, inputs.row_start,
             inputs.seq_lens, inputs.positions, D**-0.5,
         )  # fmt: skip
-        residual = linear_residual(attended, full(layer.o, layer.o_scale), layer.o_bias, residual)
+        o, down = full(layer.o, layer.o_scale), full(layer.down, layer.down_scale)
+        residual = linear_residual(attended, o, layer.o_bias, residual, fp8)
         gate_up = full(layer.gate_up, layer.gate_up_scale)
-        activated = norm_swiglu(residual, layer.post_norm, gate_up, eps)
-        residual = linear_residual(activated, full(layer.down, layer.down_scale), None, residual)
+        activated = norm_swiglu(residual, layer.post_norm, gate_up, eps, fp8_activations=fp8)
+        residual = linear_residual(activated, down, None, residual, fp8)
     return lm_head_topk(
         residual, inputs.sample_rows, weights.norm, full(weights.lm_head, weights.lm_head_scale),
         weights.draft_to_target, top_k, eps,

@@ -6,15 +6,21 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from p_eagle_cuda.checkpoint import Checkpoint
-from p_eagle_cuda.config import DrafterConfig
+from p_eagle_cuda.config import DrafterConfig, LayerShape
 from p_eagle_cuda.errors import CheckpointError
-from p_eagle_cuda.precision import QUANTIZED, check_weight_precision, quantize_rows
+from p_eagle_cuda.precision import (
+    FP8_ACTIVATIONS,
+    FP8_LAYERS,
+    QUANTIZED,
+    check_weight_precision,
+    quantize_activations,
+    quantize_rows,
+)
 from p_eagle_cuda.quantized_cache import QuantizedCache
 from p_eagle_cuda.rope import rope_table
 
@@ -73,43 +79,12 @@ class DrafterWeights:
     rope: Tensor  # [max_position, D] float32, cosines, then sines
     fc_scale: Tensor | None = None  # [H]
     lm_head_scale: Tensor | None = None  # [Vd]
+    fp8_activations: bool = False  # of the linear layers that are quantised, but for the head
 
     @property
     def dtype(self) -> torch.dtype:
         """The working dtype."""
         return self.norm.dtype
-
-
-class LayerShape(Protocol):
-    """What decides the shapes of a decoder layer; drafter and target configurations have it."""
-
-    @property
-    def hidden_size(self) -> int:
-        """H."""
-
-    @property
-    def intermediate_size(self) -> int:
-        """I."""
-
-    @property
-    def num_heads(self) -> int:
-        """Nq."""
-
-    @property
-    def num_kv_heads(self) -> int:
-        """Nkv."""
-
-    @property
-    def head_dim(self) -> int:
-        """D."""
-
-    @property
-    def attention_bias(self) -> bool:
-        """Whether the projections to queries, keys and values have biases."""
-
-    @property
-    def qk_norm(self) -> bool:
-        """Whether queries and keys are normalised per head."""
 
 
 def load_layer(
@@ -225,7 +200,8 @@ def load_drafter_weights(
         max_position: rows of the rope table, by default `config.max_position_embeddings`.
         precision: of the matrices: "auto" for the working dtype; "bf16" for the same, if that is
             bfloat16; "fp8_head" to quantise the output head; "fp8" to quantise all, that is, fc,
-            the projections of every layer and the head, but no embedding.
+            the projections of every layer and the head, but no embedding; "w8a8" for the same
+            matrices and `fp8_activations`.
         quantized_cache: a folder, or True for the checkpoint's own, where quantised matrices are
             kept in a file and taken from it next time, once its checksum and that of the
             checkpoint were verified. One that does not fit or is damaged is made again, with a
@@ -246,7 +222,8 @@ def load_drafter_weights(
         cache = _open_cache(checkpoint, precision, quantized_cache)
         cached = {} if cache is None else cache.read(device)
         quantized = dict(cached)
-        for_layers = quantized if precision == "fp8" else None
+        for_layers = quantized if precision in FP8_LAYERS else None
+        fp8_activations = precision in FP8_ACTIVATIONS
         for_head = quantized if precision in QUANTIZED else None
 
         def read(name: str, *size: int, meaning: str = "") -> Tensor:
@@ -266,7 +243,7 @@ def load_drafter_weights(
                 checkpoint.read_into(f"fc_norm.{tap}.weight", norm)
         mask_taps = _read_mask_taps(checkpoint, taps_width, dtype, device)
         mask_hidden = project_mask_taps(
-            mask_taps, fc, fc_scale, input_norm, fc_norms, config.rms_norm_eps
+            mask_taps, fc, fc_scale, input_norm, fc_norms, config.rms_norm_eps, fp8_activations
         )
 
         layers = tuple(
@@ -327,7 +304,11 @@ def load_drafter_weights(
         fc_norms=fc_norms,
         mask_hidden=mask_hidden,
         mask_heads=mask_row_heads(
-            layers[0], embedding[config.mask_token_id], mask_hidden, config.rms_norm_eps
+            layers[0],
+            embedding[config.mask_token_id],
+            mask_hidden,
+            config.rms_norm_eps,
+            fp8_activations,
         ),
         layers=layers,
         norm=norm,
@@ -336,6 +317,7 @@ def load_drafter_weights(
         rope=rope_table(config.rope, config.head_dim, max_position).to(device),
         fc_scale=fc_scale,
         lm_head_scale=lm_head_scale,
+        fp8_activations=fp8_activations,
     )
 
 
@@ -391,7 +373,8 @@ def _open_cache(
         return None
     folder = checkpoint.path if where is True else Path(where)
     folder = folder.parent if folder.is_file() else folder
-    return QuantizedCache(folder, precision, checkpoint.sha256())
+    stored = "fp8" if precision in FP8_LAYERS else precision
+    return QuantizedCache(folder, stored, checkpoint.sha256())
 
 
 def _read_mask_taps(
@@ -413,6 +396,7 @@ def project_mask_taps(
     input_norm: Tensor | None,
     fc_norms: Tensor | None,
     eps: float,
+    fp8_activations: bool = False,
 ) -> Tensor:
     """The norms that there are, then fc, of one row of joined taps `[n Ht]`."""
     dtype = torch.promote_types(taps.dtype, torch.float32)
@@ -423,11 +407,15 @@ def project_mask_taps(
         chunks = x.view_as(fc_norms)
         scale = (chunks.square().mean(dim=1, keepdim=True) + eps).rsqrt()
         x = (chunks * scale * fc_norms.to(dtype)).flatten()
-    return _product(fc, fc_scale, x).to(taps.dtype)
+    return _product(fc, fc_scale, x, fp8_activations).to(taps.dtype)
 
 
 def mask_row_heads(
-    first: LayerWeights, mask_embedding: Tensor, mask_hidden: Tensor, eps: float
+    first: LayerWeights,
+    mask_embedding: Tensor,
+    mask_hidden: Tensor,
+    eps: float,
+    fp8_activations: bool = False,
 ) -> Tensor:
     """Queries, keys and values of a mask row in the first layer, before they are rotated."""
     wide = torch.promote_types(mask_hidden.dtype, torch.float32)
@@ -438,13 +426,13 @@ def mask_row_heads(
 
     assert first.hidden_norm is not None, "the first layer of a drafter norms the hidden state"
     x = torch.cat([norm(mask_embedding, first.input_norm), norm(mask_hidden, first.hidden_norm)])
-    heads = _product(first.qkv, first.qkv_scale, x)
+    heads = _product(first.qkv, first.qkv_scale, x, fp8_activations)
     return heads if first.qkv_bias is None else heads + first.qkv_bias.to(wide)
 
 
-def _product(matrix: Tensor, scale: Tensor | None, x: Tensor) -> Tensor:
+def _product(matrix: Tensor, scale: Tensor | None, x: Tensor, fp8_activations: bool) -> Tensor:
     """Of a matrix and a vector, whose dtype it is computed in; scaled after the sum, as in ops."""
-    product = matrix.to(x.dtype) @ x
+    product = matrix.to(x.dtype) @ (quantize_activations(x) if fp8_activations else x)
     return product if scale is None else product * scale.to(x.dtype)
 
 

@@ -32,6 +32,14 @@ def rows_of(num_rows: int, max_rows: int, columns: int, dtype: torch.dtype = BF1
     return x
 
 
+def spread(x: Tensor, num_rows: int) -> Tensor:
+    """Rows whose blocks of 64 columns differ by powers of two, so that no scale fits another."""
+    rows, columns = x.shape
+    factors = 2.0 ** torch.randint(-3, 4, (rows, -(-columns // 64)))
+    x[:num_rows] *= factors.repeat_interleave(64, dim=1)[:num_rows, :columns].to(x.dtype)
+    return x
+
+
 def weight_of(
     rows: int, columns: int, dtype: torch.dtype = BF16, *, is_e4m3: bool = False
 ) -> tuple[Tensor, Tensor | None]:
@@ -52,20 +60,22 @@ def count(num_rows: int) -> Tensor:
 
 def project_taps(
     num_rows: int, max_rows: int, H: int, Ht: int, num_taps: int = 3, norm: str = "",
-    dtype: torch.dtype = BF16, is_e4m3: bool = False,
+    dtype: torch.dtype = BF16, is_e4m3: bool = False, fp8_activations: bool = False,
 ) -> Arguments:  # fmt: skip
     """Every third row is a mask row; `norm` is "", "input" or "taps"."""
     T = max_rows + 3
     source_row = torch.randperm(T)[:max_rows].int()
     source_row[1::3] = -1
-    weight, scale = weight_of(H, num_taps * Ht, dtype, is_e4m3=is_e4m3)
+    weight, scale = weight_of(H, num_taps * Ht, dtype, is_e4m3=is_e4m3 or fp8_activations)
     taps = [randn(T, Ht, dtype=dtype) for _ in range(num_taps)]
+    if fp8_activations:
+        taps = [spread(tap, T) for tap in taps]
     for row in set(range(T)) - set(source_row[:num_rows].tolist()):
         for tap in taps:
             tap[row] = torch.nan
     return {
         "taps": taps, "source_row": source_row, "num_rows": count(num_rows), "weight": weight,
-        "weight_scale": scale,
+        "weight_scale": scale, "fp8_activations": fp8_activations,
         "input_norm": norm_weight(num_taps * Ht, dtype=dtype) if norm == "input" else None,
         "fc_norms": norm_weight(num_taps, Ht, dtype=dtype) if norm == "taps" else None,
         "eps": 1e-5, "out": rows_of(0, max_rows, H, dtype), "workspace": workspace(),
@@ -74,11 +84,13 @@ def project_taps(
 
 def linear_residual(
     num_rows: int, max_rows: int, H: int, Hin: int, *, has_bias: bool = True,
-    dtype: torch.dtype = BF16, is_e4m3: bool = False,
+    dtype: torch.dtype = BF16, is_e4m3: bool = False, fp8_activations: bool = False,
 ) -> Arguments:  # fmt: skip
-    weight, scale = weight_of(H, Hin, dtype, is_e4m3=is_e4m3)
+    weight, scale = weight_of(H, Hin, dtype, is_e4m3=is_e4m3 or fp8_activations)
+    x = rows_of(num_rows, max_rows, Hin, dtype)
     return {
-        "x": rows_of(num_rows, max_rows, Hin, dtype), "weight": weight, "weight_scale": scale,
+        "x": spread(x, num_rows) if fp8_activations else x, "weight": weight,
+        "weight_scale": scale, "fp8_activations": fp8_activations,
         "bias": randn(H, dtype=dtype) if has_bias else None, "num_rows": count(num_rows),
         "residual": rows_of(num_rows, max_rows, H, dtype),
         "sum_squares": torch.full((-(-H // 64), max_rows), torch.nan), "workspace": workspace(),
@@ -87,14 +99,16 @@ def linear_residual(
 
 def norm_swiglu(
     num_rows: int, max_rows: int, I: int, H: int, *, has_sums: bool = True,  # noqa: E741
-    dtype: torch.dtype = BF16, is_e4m3: bool = False,
+    dtype: torch.dtype = BF16, is_e4m3: bool = False, fp8_activations: bool = False,
 ) -> Arguments:  # fmt: skip
-    weight, scale = weight_of(2 * I, H, dtype, is_e4m3=is_e4m3)
+    weight, scale = weight_of(2 * I, H, dtype, is_e4m3=is_e4m3 or fp8_activations)
     x = rows_of(num_rows, max_rows, H, dtype)
+    x = spread(x, num_rows) if fp8_activations else x
     return {
         "x": x, "norm_weight": norm_weight(H, dtype=dtype),
         "sum_squares": reference.sum_squares(x) if has_sums else None, "gate_up": weight,
-        "gate_up_scale": scale, "num_rows": count(num_rows), "eps": 1e-5,
+        "gate_up_scale": scale, "fp8_activations": fp8_activations,
+        "num_rows": count(num_rows), "eps": 1e-5,
         "out": rows_of(0, max_rows, I, dtype), "workspace": workspace(),
     }  # fmt: skip
 
@@ -103,12 +117,14 @@ def qkv_rope_cache(
     num_rows: int, max_rows: int, heads: tuple[int, int, int], Hin: int, *, has_norm: bool = True,
     has_bias: bool = False, norms_heads: bool = False, dtype: torch.dtype = BF16,
     cache_dtype: torch.dtype | None = None, block_size: int = 16, is_e4m3: bool = False,
+    fp8_activations: bool = False,
 ) -> Arguments:  # fmt: skip
     """`heads` are Nq, Nkv and D. The first of every four rows has no slot."""
     Nq, Nkv, D = heads
     rows, blocks = (Nq + 2 * Nkv) * D, max_rows // block_size + 2
     x = rows_of(num_rows, max_rows, Hin, dtype)
-    weight, scale = weight_of(rows, Hin, dtype, is_e4m3=is_e4m3)
+    x = spread(x, num_rows) if fp8_activations else x
+    weight, scale = weight_of(rows, Hin, dtype, is_e4m3=is_e4m3 or fp8_activations)
     slots = torch.randperm(blocks * block_size)[:max_rows]
     slots[::4] = -1
     angles = torch.rand(40, D // 2) * 6
@@ -117,7 +133,8 @@ def qkv_rope_cache(
     return {
         "x": x, "norm_weight": norm_weight(Hin, dtype=dtype) if has_norm else None,
         "sum_squares": reference.sum_squares(x) if has_norm else None, "weight": weight,
-        "weight_scale": scale, "bias": randn(rows, dtype=dtype) if has_bias else None,
+        "weight_scale": scale, "fp8_activations": fp8_activations,
+        "bias": randn(rows, dtype=dtype) if has_bias else None,
         "mask_heads": None, "source_row": None,
         "q_norm": norm_weight(D, dtype=dtype) if norms_heads else None,
         "k_norm": norm_weight(D, dtype=dtype) if norms_heads else None,
@@ -134,24 +151,25 @@ def qkv_rope_cache(
 
 def expected(name: str, a: Arguments) -> dict[str, Tensor]:
     """The outputs for the rows that exist, in the dtype of the arguments."""
-    n = int(a["num_rows"])
+    n, fp8 = int(a["num_rows"]), a["fp8_activations"]
     dtype = (a["taps"][0] if name == "project_taps" else a["x"]).dtype
     if name == "norm_swiglu":
         weight = reference.dequantize(a["gate_up"], a["gate_up_scale"], dtype)
-        return {"out": reference.norm_swiglu(a["x"][:n], a["norm_weight"], weight, a["eps"])}
+        x, norm, eps = a["x"][:n], a["norm_weight"], a["eps"]
+        return {"out": reference.norm_swiglu(x, norm, weight, eps, None, fp8)}
     weight = reference.dequantize(a["weight"], a["weight_scale"], dtype)
     if name == "project_taps":
         out = reference.project_taps(
-            a["taps"], a["source_row"][:n], weight, a["input_norm"], a["fc_norms"], a["eps"]
+            a["taps"], a["source_row"][:n], weight, a["input_norm"], a["fc_norms"], a["eps"], fp8
         )
         return {"out": out}
     if name == "linear_residual":
         bias, residual = a["bias"], a["residual"][:n]
-        return {"residual": reference.linear_residual(a["x"][:n], weight, bias, residual)}
+        return {"residual": reference.linear_residual(a["x"][:n], weight, bias, residual, fp8)}
     q, k, v = reference.qkv_rope(
         a["x"][:n], a["norm_weight"], weight, a["bias"], a["q_norm"], a["k_norm"], a["rope"],
         a["positions"][:n], a["k_cache"].shape[1], a["eps"], None, a["mask_heads"],
-        None if a["source_row"] is None else a["source_row"][:n],
+        None if a["source_row"] is None else a["source_row"][:n], fp8,
     )  # fmt: skip
     return {"q": q, "k": k, "v": v}
 

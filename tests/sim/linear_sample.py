@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from p_eagle_cuda import _C, reference
+from p_eagle_cuda.precision import quantize_rows
 from sim.emulator import Settings
+from sim.linear_cases import spread
 from sim.params import params_type
 from sim.sample import BF16_ERROR, CSRC, FOLDER, Run, Sample, randn, source
 
@@ -63,6 +65,31 @@ def linear_layers(run: Run, n: int = 5, R: int = 7) -> None:
     projection("last weight", out, weights[2])
 
 
+def fp8_layer(run: Run, n: int = 40, R: int = 48) -> None:
+    """A gate whose CTAs have more blocks than stages. The last block of a row has 64 columns."""
+    dtype, H, I, eps = torch.bfloat16, 1344, 256, 1e-2  # noqa: E741
+    x = spread(randn(R, H, dtype=dtype), R)
+    x[n:] = torch.nan
+    weight, scale = quantize_rows(randn(2 * I, H) / H**0.5)
+    norm_weight = 1 + randn(H, dtype=dtype) / 4
+    exact = reference.dequantize(weight, scale, torch.float64)
+    gated = reference.norm_swiglu(x[:n].double(), norm_weight.double(), exact, eps, None, True)
+
+    count = run.given("num_rows", torch.tensor([n], dtype=torch.int32))
+    empty = torch.zeros(_C.linear_workspace_bytes(Settings().num_sms), dtype=torch.uint8)
+    rows = _input(
+        run.given("x", x), H, count, R, norm_weight=run.given("norm_weight", norm_weight),
+        sum_squares=run.given("sum_squares", reference.sum_squares(x)), eps=eps, is_e4m3=True,
+    )  # fmt: skip
+    gate_up = _weight(run, "gate_up", weight)
+    gate_up.scale = run.given("gate_up_scale", scale)
+    params = params_type("NormSwigluParams")(
+        input=rows, weight=gate_up, out=run.output("out", dtype, gated, 4 * BF16_ERROR),
+        workspace=params_type("LinearWorkspace")(data=run.state("workspace", empty)),
+    )  # fmt: skip
+    run.launch("launch_norm_swiglu_from_c", ctypes.byref(params))
+
+
 def _input(
     rows: ctypes.c_void_p, columns: int, num_rows: ctypes.c_void_p, max_rows: int, **norm: object
 ) -> ctypes.Structure:
@@ -95,7 +122,11 @@ def _linear(*files: str) -> list[str]:
     return [f"linear/{file}" for file in files]
 
 
-_SHARED = ("tiles.h", "partition.h", "product.cuh", "weights.cuh", "rows.cuh")
+_SHARED = ("tiles.h", "partition.h", "product.cuh", "weights.cuh", "quantize.cuh", "rows.cuh")
+_HOPPER = [
+    f"hopper/{file}.cuh"
+    for file in ("wgmma", "weight_map", "row_copier", "row_quantizer", "kernel", "launch")
+]
 
 SAMPLES = {
     "linear_layers": _sample(
@@ -106,10 +137,9 @@ SAMPLES = {
         "wide_layers",
         partial(linear_layers, n=40, R=48),
         *_linear(*_SHARED, *_EPILOGUES),
-        *(
-            f"hopper/{file}"
-            for file in ("wgmma.cuh", "weight_map.cuh", "row_copier.cuh", "kernel.cuh")
-        ),
-        "hopper/launch.cuh",
+        *_HOPPER,
+    ),
+    "wide_fp8_layers": _sample(
+        "wide_fp8_layers", fp8_layer, *_linear(*_SHARED, *_EPILOGUES), *_HOPPER
     ),
 }

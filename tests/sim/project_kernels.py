@@ -115,52 +115,57 @@ def _ragged_requests(block_size: int) -> dict[str, Tensor]:
 
 
 def prune_rows(run: Run) -> None:
-    """Three launches, the third of which prunes what the first has left to a row per request.
+    """Three launches, the third of which prunes what the first has left.
 
-    There are more requests than a block has threads. Some have no rows, and the last row of all has
-    no slot. The second has none with rows; the order of the first and the third hangs on it. All
-    write maps.
+    The first has more requests than a block has threads, some without rows; the last row of all has
+    no slot. The second has no rows; the order of the first and the third hangs on it. All write
+    maps.
     """
-    group, num_kv_heads, num_blocks, B = 4, 2, 6, 262
-    lengths = torch.tensor([0 if b % 5 == 3 else 3 + b % 2 for b in range(B)])
-    ends = lengths.cumsum(0)
-    row = torch.arange(int(ends[-1]) + 1)  # and one of nobody
-    seq_lens = run.given("seq_lens", torch.full((B,), 700, dtype=torch.int32))
+    group, num_kv_heads, num_blocks, longest = 4, 2, 6, 700
 
     def launch(
-        label: str, x: Tensor, rows: Sequence[Tensor], pointers: Sequence[ctypes.c_void_p], K: int
-    ) -> tuple[reference.PrunedRows, list[ctypes.c_void_p]]:
-        """`rows` and `pointers` are positions and row_start; returns what comes out of them."""
-        positions, row_start = rows
+        label: str, x: Tensor, positions: Tensor, lengths: Tensor, K: int,
+        made: Sequence[ctypes.c_void_p] = (),
+    ) -> tuple[reference.PrunedRows, list[ctypes.c_void_p]]:  # fmt: skip
+        """Returns what comes out; `made` are x and positions, if another launch makes them."""
+        B = len(lengths)
+        row_start = torch.cat([torch.zeros(1), lengths.cumsum(0)]).int()
         sampled = row_start[1:, None] - K + torch.arange(K)
-        sampled[row_start.diff() == 0] = -1
+        sampled[lengths == 0] = -1
         sampled[-1, -1] = -1
-        sample_rows = sampled.int().flatten()
+        sample_rows, seq_lens = sampled.int().flatten(), torch.full((B,), longest).int()
         pruned = reference.prune_rows(x, positions, row_start, sample_rows)
-        N = B * K
         outputs = [
             run.output(f"out{label}", x.dtype, pruned.x, 0.0),
             run.output(f"positions{label}", torch.int64, pruned.positions, 0.0),
-            run.updated(f"row_start{label}", torch.full_like(row_start, 77), pruned.row_start, 0.0),
-            run.updated(
-                f"sample_rows{label}", torch.full_like(sample_rows, 77), pruned.sample_rows, 0.0
+            *(
+                run.updated(f"{name}{label}", torch.full_like(expected, 77), expected, 0.0)
+                for name, expected in (
+                    ("row_start", pruned.row_start), ("sample_rows", pruned.sample_rows)
+                )
             ),
-        ]
+        ]  # fmt: skip
+        N = B * K
         work = torch.full((_C.attention_work_size(N, B, group, num_blocks),), 77).int()
         work[:8] = 0  # the header
         kept = torch.zeros(N, dtype=torch.int64)
         kept[: len(pruned.positions)] = pruned.positions
         plan = ops.plan_attention(
-            pruned.row_start, torch.full((B,), 700).int(), kept, group * num_kv_heads,
-            num_kv_heads, 1000, 0, False, work.clone(),
+            pruned.row_start, seq_lens, kept, group * num_kv_heads, num_kv_heads, longest, 0,
+            False, work.clone(),
         )  # fmt: skip
         attention = params_type("PlanAttentionParams")(
-            row_start=outputs[2], seq_lens=seq_lens, positions=outputs[1],
-            work=run.updated(f"work{label}", work, plan, 0.0), num_rows=N, num_requests=B,
-            group=group, num_kv_heads=num_kv_heads, max_keys=1000, num_blocks=num_blocks,
+            row_start=outputs[2], seq_lens=run.given(f"seq_lens{label}", seq_lens),
+            positions=outputs[1], work=run.updated(f"work{label}", work, plan, 0.0), num_rows=N,
+            num_requests=B, group=group, num_kv_heads=num_kv_heads, max_keys=longest,
+            num_blocks=num_blocks,
+        )  # fmt: skip
+        x_pointer, positions_pointer = made or (
+            run.given(f"x{label}", x), run.given(f"given positions{label}", positions)
         )  # fmt: skip
         params = params_type("PruneRowsParams")(
-            x=pointers[0], positions=pointers[1], row_start=pointers[2],
+            x=x_pointer, positions=positions_pointer,
+            row_start=run.given(f"given row_start{label}", row_start),
             sample_rows=run.given(f"given sample_rows{label}", sample_rows), out=outputs[0],
             pruned_positions=outputs[1], pruned_row_start=outputs[2],
             pruned_sample_rows=outputs[3], num_rows=len(x), num_requests=B, num_kept=K,
@@ -169,18 +174,13 @@ def prune_rows(run: Run) -> None:
         run.launch("launch_prune_rows_from_c", ctypes.byref(params))
         return pruned, outputs
 
-    x = randn(len(row), 16, dtype=torch.bfloat16)
-    positions, row_start = 10 + row, torch.cat([torch.zeros(1).long(), ends]).int()
-
-    def given(label: str, *tensors: Tensor) -> list[ctypes.c_void_p]:
-        names = ("x", "positions", "row_start")
-        return [run.given(n + label, t) for n, t in zip(names, tensors, strict=True)]
-
-    first, outputs = launch("", x, (positions, row_start), given("", x, positions, row_start), 3)
-    none = torch.zeros_like(row_start)
-    idle = given(" of the second launch", x, positions, none)
-    launch(" of the second launch", x, (positions, none), idle, 3)
-    launch(" of the third launch", first.x, (first.positions, first.row_start), outputs[:3], 1)
+    lengths = torch.tensor([0 if b % 5 == 3 else 2 for b in range(132)])
+    positions = 10 + torch.arange(int(lengths.sum()))
+    x = randn(len(positions), 16, dtype=torch.bfloat16)
+    first, outputs = launch("", x, positions, lengths, 1)
+    launch(" of the second launch", x, positions, torch.zeros(3).long(), 2)
+    lengths = torch.tensor([5, 0, 3, 4])
+    launch(" of the third launch", first.x, first.positions, lengths, 3, outputs[:2])
 
 
 def embed_norm_concat(run: Run) -> None:

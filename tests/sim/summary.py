@@ -53,7 +53,7 @@ def take_over(known: dict[str, Any]) -> None:
 def write(reporter: pytest.TerminalReporter) -> None:
     """Write the notes, the slowest compilations and runs, and their sums."""
     compiled, runs = build.compiled, emulator.runs
-    if not compiled and not runs:
+    if not compiled and not runs and not notes:
         return
     reporter.section("emulator")
     for line in notes:

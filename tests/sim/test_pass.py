@@ -116,7 +116,7 @@ def test_a_pruned_last_layer(
         assert drafter._buffers.pruned_work[3] == 0, "left arrivals behind"
 
 
-@pytest.mark.parametrize(("weights", "prune_above"), [("fp8_head", 192), ("fp8", 192), ("fp8", 0)])
+@pytest.mark.parametrize(("weights", "prune_above"), [("fp8_head", 192), ("fp8", 192), ("w8a8", 0)])
 def test_fp8_weights_and_cache(
     weights: str, prune_above: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -90,7 +90,7 @@ def test_random_batches(seed: int, settings: Settings) -> None:
     run(batch([n + K - 1 if n else 0 for n in lengths], K=K, with_map=seed % 2 == 0), settings)
 
 
-@pytest.mark.parametrize("num_requests", [1, 256, 257, 520])
+@pytest.mark.parametrize("num_requests", [1, 128, 129, 260])
 def test_numbers_of_requests(num_requests: int) -> None:
     """Both sides of what a block counts at once."""
     run(batch([b % 3 for b in range(num_requests)], K=1), FOUR["random"])

@@ -32,8 +32,10 @@ class Served:
 
     outputs: list[list[list[int] | None]]
     aborted: list[list[int]]
+    logprobs: list[list[list[float] | None]]
     drafts: list[list[list[int]]]
     launches: list[list[str]]
+    num_verifications: int
     counters: dict[str, Any]
     num_preemptions: int
     log: list[str]

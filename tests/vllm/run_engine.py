@@ -4,8 +4,9 @@
 
 The case: `engine`, arguments of `vllm.LLM`; `batches`, each a list of {"prompt": token ids,
 "sampling": arguments of SamplingParams, "join_after" and "abort_after": engine steps}. The result:
-token ids of each request, those that the aborted ones had, the drafts of each step, vLLM's
-counters, and what is launched in steps of decoding beside our drafter's pass, each kind once.
+token ids of each request, those that the aborted ones had, logprobs of the tokens where they were
+asked for, the drafts of each step, what is launched in steps of decoding beside our drafter's pass
+(each kind once), how often our kernels verified, and vLLM's counters.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ def main(case_path: str, result_path: str) -> None:
     case = json.loads(Path(case_path).read_text())
     from vllm import LLM
 
-    drafts, launches = _record_drafts()
+    (drafts, launches), verifications = _record_drafts(), _record_verifications()
     llm = LLM(**case["engine"], disable_log_stats=False)
     aborted: list[list[int]] = []
-    outputs = [_serve(llm, batch, aborted) for batch in case["batches"]]
+    logprobs: list[list[list[float] | None]] = []
+    outputs = [_serve(llm, batch, aborted, logprobs) for batch in case["batches"]]
     metrics = {metric.name: metric for metric in llm.get_metrics()}
     counters = {
         metric.name.removeprefix("vllm:spec_decode_"): getattr(metric, "value", None)
@@ -34,7 +36,8 @@ def main(case_path: str, result_path: str) -> None:
         if "spec_decode" in metric.name
     }
     result = {
-        "outputs": outputs, "aborted": aborted, "drafts": drafts, "launches": sorted(launches),
+        "outputs": outputs, "aborted": aborted, "logprobs": logprobs, "drafts": drafts,
+        "launches": sorted(launches), "num_verifications": len(verifications),
         "counters": counters,
         "num_preemptions": metrics["vllm:num_preemptions"].value,
     }  # fmt: skip
@@ -86,8 +89,26 @@ def _record_drafts() -> tuple[list[Any], set[tuple[str, ...]]]:
     return drafts, kinds
 
 
+def _record_verifications() -> list[None]:
+    """An entry for each call of `ops.verify`."""
+    from p_eagle_cuda import ops
+
+    calls: list[None] = []
+    verify = ops.verify
+
+    def recording(*args: Any, **kwargs: Any) -> Any:
+        calls.append(None)
+        return verify(*args, **kwargs)
+
+    ops.verify = recording
+    return calls
+
+
 def _serve(
-    llm: Any, batch: list[dict[str, Any]], aborted: list[list[int]]
+    llm: Any,
+    batch: list[dict[str, Any]],
+    aborted: list[list[int]],
+    logprobs: list[list[list[float] | None]],
 ) -> list[list[int] | None]:
     """Token ids of each request; None of one that was aborted, whose tokens are put aside."""
     from vllm.inputs import TokensPrompt
@@ -96,6 +117,7 @@ def _serve(
 
     engine = llm.llm_engine
     so_far: list[list[int]] = [[] for _ in batch]
+    logprobs.append([None for _ in batch])
     to_abort = {
         i: request["abort_after"] for i, request in enumerate(batch) if "abort_after" in request
     }
@@ -108,7 +130,13 @@ def _serve(
             prompt = TokensPrompt(prompt_token_ids=batch[i]["prompt"])
             engine.add_request(str(i), prompt, sampling)
         for output in engine.step():
-            so_far[int(output.request_id)] = list(output.outputs[0].token_ids)
+            index, found = int(output.request_id), output.outputs[0]
+            so_far[index] = list(found.token_ids)
+            if found.logprobs is not None:
+                logprobs[-1][index] = [
+                    of_token[token].logprob
+                    for token, of_token in zip(found.token_ids, found.logprobs, strict=True)
+                ]
         step += 1
         now = [i for i, at in to_abort.items() if at == step]
         engine.abort_request([str(i) for i in now])

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from p_eagle_cuda import drafter
 from p_eagle_cuda.bundled import bundled_drafter, bundled_target
+from p_eagle_cuda.vllm_plugin.draft_length import make_schedule
 
 pytest_plugins = ["engine_fixtures"]
 
@@ -117,6 +118,7 @@ def test_ours_drafts_what_vllms_own_does(
     # What a step launches beside the pass; a batch between two sizes is padded by one more.
     kinds = [[x for x in kind if x != "fill_"] for kind in ours.launches]
     assert max(kinds, key=len) == LAUNCHES[runner]
+    assert ours.num_verifications == 0, "an option that nobody asked for"
     if runner == "V1":
         assert ours.drafts == of_vllm.drafts
         assert ours.counters == of_vllm.counters
@@ -131,10 +133,10 @@ def test_ours_drafts_what_vllms_own_does(
 def test_preempted_requests_keep_their_text(
     runner: str, plain: Served, of_vllm: Served, serve: Serve
 ) -> None:
-    """A cache of 12 blocks of 32: requests are thrown out of it, and begin again later."""
+    """A cache of 10 blocks of 32: requests are thrown out of it, and begin again later."""
     ours = serve(
         GREEDY, speculative=SPECULATIVE, v2=runner == "V2", block_size=32,
-        num_gpu_blocks_override=12, **ENGINE,
+        num_gpu_blocks_override=10, **ENGINE,
     )  # fmt: skip
     assert_ours_on(ours, runner)
     assert plain.num_preemptions == of_vllm.num_preemptions == 0 < ours.num_preemptions
@@ -180,6 +182,28 @@ def test_drafts_that_are_drawn(runner: str, plain: Served, serve: Serve) -> None
     assert ours.outputs[0] == ours.outputs[1], "the same seeds gave another text"
     assert ours.outputs[0][0] == plain.outputs[0][0]
     assert ours.counters["num_accepted_tokens"] > ours.counters["num_drafts"] / 4
+
+
+@pytest.mark.feature("Fewer drafts in larger batches")
+@pytest.mark.parametrize("runner", ["V1", "V2"])
+def test_fewer_drafts_in_larger_batches(runner: str, plain: Served, serve: Serve) -> None:
+    """The scheduler asks for them, and counts them; the text stays."""
+    most, requests = 7, ENGINE["max_num_seqs"]
+    ours = serve(
+        GREEDY[:2], speculative={**SPECULATIVE, "num_speculative_tokens": most}, v2=runner == "V2",
+        **{**ENGINE, "async_scheduling": True,
+           "additional_config": {"p_eagle_cuda": {"draft_length": "auto", "row_cost": 0.03}}},
+    )  # fmt: skip
+    assert_ours_on(ours, runner)
+    assert ours.outputs == plain.outputs[:2]
+    schedule = make_schedule(most, requests, 0.03)
+    numbers = [k for first, last, k in schedule for _ in range(first, last + 1)]
+    assert numbers[0] > numbers[-1] + 1
+    mean = ours.counters["num_draft_tokens"] / ours.counters["num_drafts"]
+    assert numbers[-1] < mean < (numbers[0] + numbers[-1]) / 2
+    if runner == "V1":  # V2 drops what is too much of a fixed number
+        assert {len(step[0]) for step in ours.drafts} <= set(numbers)
+        assert all(len(step[0]) == numbers[len(step) - 1] for step in ours.drafts)
 
 
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {

@@ -208,6 +208,7 @@ def _project_taps(
     num_rows: Tensor,
     weight: Tensor,
     weight_scale: Tensor | None,
+    fp8_activations: bool,
     input_norm: Tensor | None,
     fc_norms: Tensor | None,
     eps: float,
@@ -230,7 +231,9 @@ def _project_taps(
     R = source_row.shape[0]
     check_tensor(op, "source_row", source_row, torch.int32, R)
     check_num_rows(op, num_rows)
-    check_weight(op, "weight", weight, weight_scale, dtype, H, n * Ht)
+    check_weight(
+        op, "weight", weight, weight_scale, dtype, H, n * Ht, fp8_activations=fp8_activations
+    )
     check(
         input_norm is None or fc_norms is None,
         f"{op}: at most one of `input_norm` and `fc_norms` may be given, got both",
@@ -246,7 +249,7 @@ def _project_taps(
         n = count_rows(op, num_rows, len(out))
         full_weight = reference.dequantize(weight, weight_scale, dtype)
         out[:n] = reference.project_taps(
-            taps, source_row[:n], full_weight, input_norm, fc_norms, eps
+            taps, source_row[:n], full_weight, input_norm, fc_norms, eps, fp8_activations
         )
 
     return on_cpu
@@ -254,8 +257,8 @@ def _project_taps(
 
 define(
     "project_taps(Tensor[] taps, Tensor source_row, Tensor num_rows, Tensor weight, "
-    "Tensor? weight_scale, Tensor? input_norm, Tensor? fc_norms, float eps, Tensor(a!) out, "
-    "Tensor(b!) workspace) -> ()",
+    "Tensor? weight_scale, bool fp8_activations, Tensor? input_norm, Tensor? fc_norms, float eps, "
+    "Tensor(a!) out, Tensor(b!) workspace) -> ()",
     _project_taps,
 )
 
@@ -271,6 +274,7 @@ def project_taps(
     out: Tensor | None = None,
     *,
     weight_scale: Tensor | None = None,
+    fp8_activations: bool = False,
     workspace: Tensor | None = None,
 ) -> Tensor:
     """Project the target's hidden states, concatenated over the taps, to the drafter's width.
@@ -289,6 +293,7 @@ def project_taps(
         eps: Added to the mean square of the norms.
         out: ``[R, H]``, written.
         weight_scale: ``[H]`` float32, of the rows of a float8_e4m3fn weight; None for others.
+        fp8_activations: As in `linear_residual`.
         workspace: Zeroed memory of this stream from `linear_workspace`, left zeroed where that
             matters; allocated if None.
 
@@ -304,8 +309,8 @@ def project_taps(
     if workspace is None:
         workspace = linear_workspace(weight.device)
     torch.ops.p_eagle.project_taps(
-        list(taps), source_row, num_rows, weight, weight_scale, input_norm, fc_norms, eps, out,
-        workspace,
+        list(taps), source_row, num_rows, weight, weight_scale, fp8_activations, input_norm,
+        fc_norms, eps, out, workspace,
     )  # fmt: skip
     return out
 

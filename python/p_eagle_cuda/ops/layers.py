@@ -32,6 +32,7 @@ def _qkv_rope_cache(
     sum_squares: Tensor | None,
     weight: Tensor,
     weight_scale: Tensor | None,
+    fp8_activations: bool,
     bias: Tensor | None,
     mask_heads: Tensor | None,
     source_row: Tensor | None,
@@ -62,7 +63,9 @@ def _qkv_rope_cache(
     if norm_weight is not None:
         check_tensor(op, "norm_weight", norm_weight, dtype, Hin)
     check_sum_squares(op, sum_squares, dtype, R, Hin)
-    check_weight(op, "weight", weight, weight_scale, dtype, heads * D, Hin)
+    check_weight(
+        op, "weight", weight, weight_scale, dtype, heads * D, Hin, fp8_activations=fp8_activations
+    )
     check(
         not x.is_cuda or D in CUDA_HEAD_DIMS,
         f"{op}: the head size must be one of {CUDA_HEAD_DIMS} on CUDA, got {D}",
@@ -99,7 +102,7 @@ def _qkv_rope_cache(
         q[:n], k, v = reference.qkv_rope(
             x[:n], norm_weight, reference.dequantize(weight, weight_scale, dtype), bias, q_norm,
             k_norm, rope, positions[:n], k_cache.shape[1], eps, sums, mask_heads,
-            None if source_row is None else source_row[:n],
+            None if source_row is None else source_row[:n], fp8_activations,
         )  # fmt: skip
         reference.write_cache(k, slots[:n], k_cache, k_scale)
         reference.write_cache(v, slots[:n], v_cache, v_scale)
@@ -109,10 +112,10 @@ def _qkv_rope_cache(
 
 define(
     "qkv_rope_cache(Tensor x, Tensor? norm_weight, Tensor? sum_squares, Tensor weight, "
-    "Tensor? weight_scale, Tensor? bias, Tensor? mask_heads, Tensor? source_row, Tensor? q_norm, "
-    "Tensor? k_norm, Tensor rope, Tensor positions, Tensor slots, Tensor num_rows, "
-    "Tensor k_scale, Tensor v_scale, float eps, Tensor(a!) q, Tensor(b!) k_cache, "
-    "Tensor(c!) v_cache, Tensor(d!) workspace) -> ()",
+    "Tensor? weight_scale, bool fp8_activations, Tensor? bias, Tensor? mask_heads, "
+    "Tensor? source_row, Tensor? q_norm, Tensor? k_norm, Tensor rope, Tensor positions, "
+    "Tensor slots, Tensor num_rows, Tensor k_scale, Tensor v_scale, float eps, Tensor(a!) q, "
+    "Tensor(b!) k_cache, Tensor(c!) v_cache, Tensor(d!) workspace) -> ()",
     _qkv_rope_cache,
 )
 
@@ -137,6 +140,7 @@ def qkv_rope_cache(
     *,
     sum_squares: Tensor | None = None,
     weight_scale: Tensor | None = None,
+    fp8_activations: bool = False,
     mask_heads: Tensor | None = None,
     source_row: Tensor | None = None,
     workspace: Tensor | None = None,
@@ -166,6 +170,8 @@ def qkv_rope_cache(
             once more if None.
         weight_scale: ``[(Nq + 2 Nkv) * D]`` float32, of the rows of a float8_e4m3fn weight; None
             for others.
+        fp8_activations: Whether the rows that are multiplied, normed ones after the norm, are
+            rounded to FP8, as `precision.quantize_activations` does; only with FP8 weights.
         mask_heads: ``[(Nq + 2 Nkv) * D]`` float32 (float64 for float64), what the projection and
             its bias make of every mask row of the first layer, whose input is always the same;
             None: mask rows are multiplied like the others.
@@ -186,9 +192,9 @@ def qkv_rope_cache(
     if workspace is None:
         workspace = linear_workspace(x.device)
     torch.ops.p_eagle.qkv_rope_cache(
-        x, norm_weight, sum_squares, weight, weight_scale, bias, mask_heads, source_row, q_norm,
-        k_norm, rope, positions, slots, num_rows, k_scale, v_scale, eps, q, k_cache, v_cache,
-        workspace,
+        x, norm_weight, sum_squares, weight, weight_scale, fp8_activations, bias, mask_heads,
+        source_row, q_norm, k_norm, rope, positions, slots, num_rows, k_scale, v_scale, eps, q,
+        k_cache, v_cache, workspace,
     )  # fmt: skip
     return q
 
@@ -197,6 +203,7 @@ def _linear_residual(
     x: Tensor,
     weight: Tensor,
     weight_scale: Tensor | None,
+    fp8_activations: bool,
     bias: Tensor | None,
     num_rows: Tensor,
     residual: Tensor,
@@ -209,7 +216,7 @@ def _linear_residual(
     dtype = check_working_dtype(op, "x", x)
     (R, Hin), H = x.shape, weight.shape[0]
     check_tensor(op, "x", x, dtype, R, Hin)
-    check_weight(op, "weight", weight, weight_scale, dtype, H, Hin)
+    check_weight(op, "weight", weight, weight_scale, dtype, H, Hin, fp8_activations=fp8_activations)
     check(not x.is_cuda or H % 8 == 0, f"{op}: H must be a multiple of 8 on CUDA, got {H}")
     if bias is not None:
         check_tensor(op, "bias", bias, dtype, H)
@@ -221,15 +228,18 @@ def _linear_residual(
     def on_cpu() -> None:
         n = count_rows(op, num_rows, len(x))
         full_weight = reference.dequantize(weight, weight_scale, dtype)
-        residual[:n] = reference.linear_residual(x[:n], full_weight, bias, residual[:n])
+        residual[:n] = reference.linear_residual(
+            x[:n], full_weight, bias, residual[:n], fp8_activations
+        )
         sum_squares[:, :n] = reference.sum_squares(residual[:n])
 
     return on_cpu
 
 
 define(
-    "linear_residual(Tensor x, Tensor weight, Tensor? weight_scale, Tensor? bias, "
-    "Tensor num_rows, Tensor(a!) residual, Tensor(b!) sum_squares, Tensor(c!) workspace) -> ()",
+    "linear_residual(Tensor x, Tensor weight, Tensor? weight_scale, bool fp8_activations, "
+    "Tensor? bias, Tensor num_rows, Tensor(a!) residual, Tensor(b!) sum_squares, "
+    "Tensor(c!) workspace) -> ()",
     _linear_residual,
 )
 
@@ -243,6 +253,7 @@ def linear_residual(
     sum_squares: Tensor | None = None,
     *,
     weight_scale: Tensor | None = None,
+    fp8_activations: bool = False,
     workspace: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Add a projection to the residual stream: ``residual += x @ weight.T + bias``.
@@ -257,6 +268,8 @@ def linear_residual(
             the new residual, the sum of squares of each 64 columns. The op that norms the residual
             next takes them.
         weight_scale: ``[H]`` float32, of the rows of a float8_e4m3fn weight; None for others.
+        fp8_activations: Whether the rows that are multiplied, normed ones after the norm, are
+            rounded to FP8, as `precision.quantize_activations` does; only with FP8 weights.
         workspace: Zeroed memory of this stream from `linear_workspace`; allocated if None.
 
     Returns:
@@ -265,7 +278,9 @@ def linear_residual(
     Numerics:
         Products accumulate in float32 or wider; at most two roundings per element. On CUDA a row's
         result does not depend on the other rows, nor on R as long as that is at most 32, or on
-        Hopper with 16-bit weights from 33 to 256.
+        Hopper from 33 to 256, but for FP8 weights with other activations. There products of FP8
+        with FP8 accumulate on tensor cores, which keep about 13 bits, over 128 columns, and these
+        sums in float32.
     """
     if sum_squares is None:
         groups = -(-residual.shape[1] // reference.STATISTIC_COLUMNS)
@@ -273,7 +288,7 @@ def linear_residual(
     if workspace is None:
         workspace = linear_workspace(x.device)
     torch.ops.p_eagle.linear_residual(
-        x, weight, weight_scale, bias, num_rows, residual, sum_squares, workspace
+        x, weight, weight_scale, fp8_activations, bias, num_rows, residual, sum_squares, workspace
     )
     return residual, sum_squares
 
@@ -284,6 +299,7 @@ def _norm_swiglu(
     sum_squares: Tensor | None,
     gate_up: Tensor,
     gate_up_scale: Tensor | None,
+    fp8_activations: bool,
     num_rows: Tensor,
     eps: float,
     out: Tensor,
@@ -298,7 +314,9 @@ def _norm_swiglu(
     check_tensor(op, "x", x, dtype, R, H)
     check_tensor(op, "norm_weight", norm_weight, dtype, H)
     check_sum_squares(op, sum_squares, dtype, R, H)
-    check_weight(op, "gate_up", gate_up, gate_up_scale, dtype, rows, H)
+    check_weight(
+        op, "gate_up", gate_up, gate_up_scale, dtype, rows, H, fp8_activations=fp8_activations
+    )
     check_num_rows(op, num_rows)
     check_tensor(op, "out", out, dtype, R, rows // 2)
     check_workspace(op, workspace)
@@ -307,15 +325,15 @@ def _norm_swiglu(
         n = count_rows(op, num_rows, len(x))
         sums = None if sum_squares is None else sum_squares[:, :n]
         full_weight = reference.dequantize(gate_up, gate_up_scale, dtype)
-        out[:n] = reference.norm_swiglu(x[:n], norm_weight, full_weight, eps, sums)
+        out[:n] = reference.norm_swiglu(x[:n], norm_weight, full_weight, eps, sums, fp8_activations)
 
     return on_cpu
 
 
 define(
     "norm_swiglu(Tensor x, Tensor norm_weight, Tensor? sum_squares, Tensor gate_up, "
-    "Tensor? gate_up_scale, Tensor num_rows, float eps, Tensor(a!) out, Tensor(b!) workspace) "
-    "-> ()",
+    "Tensor? gate_up_scale, bool fp8_activations, Tensor num_rows, float eps, Tensor(a!) out, "
+    "Tensor(b!) workspace) -> ()",
     _norm_swiglu,
 )
 
@@ -330,6 +348,7 @@ def norm_swiglu(
     *,
     sum_squares: Tensor | None = None,
     gate_up_scale: Tensor | None = None,
+    fp8_activations: bool = False,
     workspace: Tensor | None = None,
 ) -> Tensor:
     """Norm, project to gate and up, and gate: ``out = silu(gate) * up``.
@@ -344,6 +363,8 @@ def norm_swiglu(
         sum_squares: The sums of squares of x from `linear_residual`, if there are such; x is read
             once more if None.
         gate_up_scale: ``[2I]`` float32, of the rows of a float8_e4m3fn weight; None for others.
+        fp8_activations: Whether the rows that are multiplied, normed ones after the norm, are
+            rounded to FP8, as `precision.quantize_activations` does; only with FP8 weights.
         workspace: Zeroed memory of this stream from `linear_workspace`; allocated if None.
 
     Returns:
@@ -357,6 +378,7 @@ def norm_swiglu(
     if workspace is None:
         workspace = linear_workspace(x.device)
     torch.ops.p_eagle.norm_swiglu(
-        x, norm_weight, sum_squares, gate_up, gate_up_scale, num_rows, eps, out, workspace
-    )
+        x, norm_weight, sum_squares, gate_up, gate_up_scale, fp8_activations, num_rows, eps, out,
+        workspace,
+    )  # fmt: skip
     return out

@@ -14,6 +14,7 @@ import sys
 from typing import Any
 
 from p_eagle_cuda.errors import PEagleError
+from p_eagle_cuda.vllm_plugin.draft_length import give_schedule
 from p_eagle_cuda.vllm_plugin.options import PluginOptions
 from p_eagle_cuda.vllm_plugin.support import is_p_eagle, refusal
 from p_eagle_cuda.vllm_plugin.versions import V1_VERSIONS, V2_VERSIONS, unsupported_version
@@ -59,6 +60,23 @@ def _replace_proposer() -> None:
     runner = sys.modules.get("vllm.v1.worker.gpu_model_runner")
     if runner is not None:
         runner.EagleProposer = PEagleProposer  # type: ignore[attr-defined]
+    _offer_schedule()
+
+
+def _offer_schedule() -> None:
+    """The schedule of drafts has to be there before vLLM checks its configuration as a whole."""
+    from vllm.config import VllmConfig
+    from vllm.platforms import current_platform
+
+    import vllm
+
+    check = VllmConfig.__post_init__
+
+    def post_init(config: Any) -> None:  # noqa: ANN401
+        give_schedule(config, current_platform.device_type, vllm.__version__)
+        check(config)
+
+    VllmConfig.__post_init__ = post_init
 
 
 def _add_speculator() -> None:
@@ -76,11 +94,18 @@ def _add_speculator() -> None:
         return [x for x in found if x != PARALLEL_DRAFTING or not _serves(config)]
 
     def init_speculator(config: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        from p_eagle_cuda.vllm_plugin.speculator import PEagleSpeculator
+        from vllm.v1.worker.gpu import model_runner
+        from vllm.v1.worker.gpu.spec_decode.rejection_sampler import RejectionSampler
 
+        from p_eagle_cuda.vllm_plugin.speculator import PEagleSpeculator
+        from p_eagle_cuda.vllm_plugin.verification import verifying_v2
+
+        # The runner makes its sampler later, of a class that it looks up as a global.
+        model_runner.RejectionSampler = RejectionSampler
         if not is_p_eagle(config):
             return make_speculator(config, *args, **kwargs)
         device = kwargs["device"] if "device" in kwargs else args[0]
+        model_runner.RejectionSampler = verifying_v2(config, device.type, RejectionSampler)
         return PEagleSpeculator(config, device)
 
     VllmConfig._get_v2_model_runner_unsupported_features = unsupported_features

@@ -10,6 +10,12 @@ from p_eagle_cuda.errors import ConfigError
 from p_eagle_cuda.precision import WEIGHT_PRECISIONS
 
 KEY = "p_eagle_cuda"
+_WORDS = {
+    "linear": ("auto", "fused", "torch"),
+    "weights": WEIGHT_PRECISIONS,
+    "verification": ("vllm", "p_eagle_cuda"),
+    "draft_length": ("fixed", "auto"),
+}
 
 
 @dataclass(frozen=True)
@@ -23,8 +29,14 @@ class PluginOptions:
         max_target_rows: Prompt rows that go through the drafter's layers together.
         linear: Backend of the linear layers, "auto", "fused" or "torch".
         weights: "auto" or "bf16" for vLLM's own, shared; "fp8_head" for an FP8 output head, "fp8"
-            for all matrices in FP8. What becomes FP8 is freed in vLLM's drafter, so if the caches
-            turn out to be of a kind that we do not serve, vLLM ends with an error.
+            for all matrices in FP8, "w8a8" for FP8 activations, too. What becomes FP8 is freed in
+            vLLM's drafter, so if the caches turn out to be of a kind that we do not serve, vLLM
+            ends with an error.
+        verification: "vllm", or "p_eagle_cuda" for our kernels in the place of vLLM's rejection
+            sampling.
+        draft_length: "fixed" for num_speculative_tokens, "auto" for fewer in larger batches.
+        row_cost: Of "auto": the time of one more row in the target's pass, over that of a pass of
+            one row; see `DraftLengthPolicy`.
         debug: Check all arguments and name the kernel that fails; slow.
     """
 
@@ -33,6 +45,9 @@ class PluginOptions:
     max_target_rows: int = 2048
     linear: str = "auto"
     weights: str = "auto"
+    verification: str = "vllm"
+    draft_length: str = "fixed"
+    row_cost: float = 1 / 256
     debug: bool = False
 
     @classmethod
@@ -62,13 +77,9 @@ class PluginOptions:
             raise ConfigError(
                 f"{KEY}: max_target_rows must be at least 1, got {options.max_target_rows}"
             )
-        if options.linear not in ("auto", "fused", "torch"):
-            raise ConfigError(
-                f'{KEY}: linear must be "auto", "fused" or "torch", got {options.linear!r}'
-            )
-        if options.weights not in WEIGHT_PRECISIONS:
-            raise ConfigError(
-                f"{KEY}: weights must be one of {', '.join(WEIGHT_PRECISIONS)}, got "
-                f"{options.weights!r}"
-            )
+        if not options.row_cost >= 0:
+            raise ConfigError(f"{KEY}: row_cost must be at least 0, got {options.row_cost}")
+        for name, words in _WORDS.items():
+            if (word := getattr(options, name)) not in words:
+                raise ConfigError(f"{KEY}: {name} must be one of {', '.join(words)}, got {word!r}")
         return options

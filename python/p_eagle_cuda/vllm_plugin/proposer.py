@@ -14,6 +14,7 @@ from p_eagle_cuda.vllm_plugin.options import PluginOptions
 from p_eagle_cuda.vllm_plugin.sampling import sample_drafts
 from p_eagle_cuda.vllm_plugin.serving import ServedDrafter
 from p_eagle_cuda.vllm_plugin.support import is_p_eagle, refusal
+from p_eagle_cuda.vllm_plugin.verification import take_over_v1
 
 logger = logging.getLogger("vllm.p_eagle_cuda")
 
@@ -32,6 +33,7 @@ class PEagleProposer(EagleProposer):  # type: ignore[misc]  # vLLM has no types 
     ) -> None:
         """As vLLM constructs it, before there is a model."""
         super().__init__(vllm_config, device, runner)
+        self._runner = runner
         self._served: ServedDrafter | None = None
         method = getattr(vllm_config.speculative_config, "draft_sample_method", None)
         self._is_probabilistic = method == "probabilistic"
@@ -59,6 +61,7 @@ class PEagleProposer(EagleProposer):  # type: ignore[misc]  # vLLM has no types 
             logger.warning("p_eagle_cuda steps aside, vLLM's own drafter serves: %s", reason)
         else:
             logger.info("p_eagle_cuda drafts: %s", self._served.describe())
+            take_over_v1(self.vllm_config, self.device.type, self._runner.rejection_sampler)
 
     @torch.inference_mode()
     def propose(

@@ -11,6 +11,8 @@ Release = tuple[int, int]
 V1_VERSIONS: tuple[Release, Release] = (0, 27), (0, 33)
 # V2 runner, whose insides change with every release: the one that was tried.
 V2_VERSIONS: tuple[Release, Release] = (0, 33), (0, 33)
+# Options that reach into vLLM's sampling and scheduling, on either runner: likewise.
+OPTION_VERSIONS: tuple[Release, Release] = (0, 33), (0, 33)
 
 
 def unsupported_version(version: str, oldest: Release, newest: Release) -> str | None:

@@ -9,7 +9,13 @@ from torch import Tensor
 
 from p_eagle_cuda.config import DrafterConfig
 from p_eagle_cuda.errors import CheckpointError
-from p_eagle_cuda.precision import QUANTIZED, check_weight_precision, quantize_rows
+from p_eagle_cuda.precision import (
+    FP8_ACTIVATIONS,
+    FP8_LAYERS,
+    QUANTIZED,
+    check_weight_precision,
+    quantize_rows,
+)
 from p_eagle_cuda.rope import rope_table
 from p_eagle_cuda.weights import DrafterWeights, LayerWeights, mask_row_heads, project_mask_taps
 
@@ -72,7 +78,7 @@ def adopt_weights(
         name: str,
         owner: Any,  # noqa: ANN401
         *shape: int,
-        quantizing: tuple[str, ...] = ("fp8",),
+        quantizing: tuple[str, ...] = FP8_LAYERS,
     ) -> tuple[Tensor, Tensor | None]:
         found = weight(name, owner, *shape)
         if precision not in quantizing:
@@ -130,8 +136,9 @@ def adopt_weights(
             ]
         )
     mask_taps = module.mask_hidden.detach().flatten().to(device=fc.device, dtype=embedding.dtype)
+    fp8_activations = precision in FP8_ACTIVATIONS
     mask_hidden = project_mask_taps(
-        mask_taps, fc, fc_scale, input_norm, fc_norms, config.rms_norm_eps
+        mask_taps, fc, fc_scale, input_norm, fc_norms, config.rms_norm_eps, fp8_activations
     )
     layers = tuple(layer(i) for i in range(config.num_layers))
     offsets = module.draft_id_to_target_id
@@ -146,7 +153,11 @@ def adopt_weights(
         fc_norms=fc_norms,
         mask_hidden=mask_hidden,
         mask_heads=mask_row_heads(
-            layers[0], embedding[config.mask_token_id], mask_hidden, config.rms_norm_eps
+            layers[0],
+            embedding[config.mask_token_id],
+            mask_hidden,
+            config.rms_norm_eps,
+            fp8_activations,
         ),
         layers=layers,
         norm=weight("norm", core.norm, H),
@@ -154,6 +165,7 @@ def adopt_weights(
         lm_head_scale=lm_head_scale,
         draft_to_target=draft_to_target,
         rope=rope_table(config.rope, config.head_dim, max_position).to(fc.device),
+        fp8_activations=fp8_activations,
     )
     return Adopted(weights, tuple(replaced))
 

@@ -11,6 +11,10 @@ _rows = partial(Bug, "wide_layers", file="row_copier.cuh")
 _wgmma = partial(Bug, "wide_layers", file="wgmma.cuh")
 _map = partial(Bug, "wide_layers", file="weight_map.cuh")
 _swiglu = partial(Bug, "wide_layers", file="epilogue_swiglu.cuh")
+_fp8 = partial(Bug, "wide_fp8_layers", file="row_quantizer.cuh")
+_fp8_product = partial(_fp8, file="wgmma.cuh")
+_fp8_kernel = partial(_fp8, file="kernel.cuh")
+_fp8_scale = partial(_fp8, file="quantize.cuh")
 
 BUGS = (
     _kernel(
@@ -112,6 +116,64 @@ BUGS = (
         "gates with the next pair's rows",
         ".group_step = 8,",
         ".group_step = 7,",
+        finds=WRONG_RESULT,
+    ),
+    _fp8_product(
+        "a block's sum goes on with the next one's scale",
+        "multiply_block<cutlass::float_e4m3_t, false>",
+        "multiply_block<cutlass::float_e4m3_t, true>",
+        finds=WRONG_RESULT,
+    ),
+    _fp8_product(
+        "the scales of other rows",
+        "scales + first + octet * 8 + threadIdx.x % 4 * 2)",
+        "scales + first + (octet ^ 1) * 8 + threadIdx.x % 4 * 2)",
+        finds=WRONG_RESULT,
+    ),
+    _fp8_kernel(
+        "the scales of another stage",
+        "scales(ring.stage), num_tokens);",
+        "scales(ring.stage ^ 1), num_tokens);",
+        finds="race",
+    ),
+    _fp8_kernel(
+        "a stage is free before all lanes have read the scales",
+        "          __syncwarp();  // all lanes have read the scales\n",
+        finds="race",
+    ),
+    _fp8_kernel(
+        "rows that no step fills hold anything",
+        "        rows.clear_rest(shared_.rows[stage], scales(stage));\n",
+        finds="uninit",
+    ),
+    _fp8(
+        "quantised before it has come",
+        "cute::cp_async_wait<kPlaces - 1>();",
+        "cute::cp_async_wait<kPlaces>();",
+        finds="race",
+    ),
+    _fp8(
+        "norms of the block before",
+        "    column_ = next_column(column_);\n    load_norm();\n",
+        "    load_norm();\n    column_ = next_column(column_);\n",
+        finds=WRONG_RESULT,
+    ),
+    _fp8(
+        "a scale of one half of a block",
+        "      largest = fmaxf(largest, rstd[half] * largest_of(values[half]));",
+        "      largest = rstd[half] * largest_of(values[half]);",
+        finds=WRONG_RESULT,
+    ),
+    _fp8_scale(
+        "a scale of some of the columns",
+        "offset < kBlockVecs; offset *= 2",
+        "offset < kBlockVecs / 2; offset *= 2",
+        finds=WRONG_RESULT,
+    ),
+    _fp8_scale(
+        "a scale that makes the largest value saturate",
+        "constexpr int kCarry = 0x1fffff;",
+        "constexpr int kCarry = 0;",
         finds=WRONG_RESULT,
     ),
 )

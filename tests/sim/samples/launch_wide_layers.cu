@@ -7,7 +7,7 @@
 #include "ops.h"
 #include "ptx.cuh"
 
-using SampleConfig = p_eagle::WideConfig<cutlass::bfloat16_t, 64>;
+using SampleConfig = p_eagle::WideConfig<cutlass::bfloat16_t, false, 64>;
 
 SAMPLE_LAUNCHER launch_linear_residual_from_c(p_eagle::LinearResidualParams const& params) {
   using Epilogue = p_eagle::AddToResidual<cutlass::bfloat16_t>;

@@ -33,6 +33,11 @@ def register() -> None:
         library.impl(schema.split("(", 1)[0], function, "CompositeExplicitAutograd")
     _libraries.append(library)
 
+    from vllm.v1.sample.ops import topk_topp_sampler
+
+    # Triton's interpreter does not run this module's kernel; vLLM has the same in PyTorch.
+    topk_topp_sampler.HAS_TRITON = False
+
 
 def log1p(x: Any) -> Any:
     """``log(1 + x)`` of a tensor of Triton's interpreter, in a kernel."""
