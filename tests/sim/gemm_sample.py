@@ -53,8 +53,8 @@ SAMPLES = {
             CSRC / file
             for file in (
                 "ops.h", "common/launch.h", "common/reduce.cuh", "common/arrival.cuh",
-                "linear/tiles.h", "linear/partition.h", "linear/product.cuh",
-                "linear/weights.cuh", "linear/quantize.cuh", "linear/rows.cuh", "linear/epilogue.cuh",
+                "linear/tiles.h", "linear/partition.h", "linear/product.cuh", "linear/weights.cuh",
+                "linear/quantize.cuh", "linear/rows.cuh", "linear/epilogue.cuh",
                 "collectives/gemm_epilogue.cuh", "collectives/kernel.cuh", "collectives/launch.cuh",
             )
         ],
