@@ -17,9 +17,10 @@ import torch
 from checkpoints import write_drafter
 from drafter_passes import PROMPTS, SIZES, TOP_K, K, passes, propose, reference_pass
 from drafter_variants import VARIANTS
+from launches import Launches
 from p_eagle_cuda import Drafter
 from p_eagle_cuda import drafter as drafter_module
-from p_eagle_cuda.buffers import PassInputs, PassLimits, batch_sizes_up_to
+from p_eagle_cuda.buffers import PassInputs, PassLimits, batch_sizes_up_to, copy_together
 from p_eagle_cuda.cuda_graphs import GraphCache, PassShape
 from p_eagle_cuda.drafter_pass import Drafts
 from p_eagle_cuda.input_checks import check_contents
@@ -212,6 +213,70 @@ def test_static_inputs_are_not_copied(tmp_path: Path, monkeypatch: pytest.Monkey
         ValueError, match="at most 3 requests with 5 target rows each, got 3 and 16"
     ):
         drafter.static_inputs(3, 16)
+
+
+def with_int32_ids(given: Pass) -> Pass:
+    """As serving engines have them."""
+    return replace(
+        given, target_tokens=given.target_tokens.int(), next_tokens=given.next_tokens.int()
+    )
+
+
+def test_ids_may_be_int32(tmp_path: Path) -> None:
+    """Of prompts, which are not padded, and of steps."""
+    write_drafter(tmp_path)
+    drafter = load(tmp_path)
+    for step in passes(drafter.config, F64)[:2]:
+        expected = kept(propose(drafter, step))
+        assert_same(propose(drafter, with_int32_ids(step)), expected)
+
+
+def test_a_batch_is_staged_in_one_launch(tmp_path: Path) -> None:
+    """Two if ids are converted, and one more for padding; a narrow block table has its own."""
+    write_drafter(tmp_path)
+    drafter = load(tmp_path, batch_sizes=(3, 4))
+    step = passes(drafter.config, F64)[1]
+    B, T = len(PROMPTS), len(step.target_tokens)
+    table = torch.arange(B * drafter.limits.max_blocks, dtype=torch.int32).view(B, -1)
+    for ids_of, columns, batch_size, names in (
+        (lambda x: x, None, 3, ["_foreach_copy_"]),
+        (with_int32_ids, None, 3, ["_foreach_copy_"] * 2),
+        (with_int32_ids, None, 4, ["_foreach_copy_"] * 2 + ["fill_"]),
+        (lambda x: x, -1, 3, ["copy_", "_foreach_copy_", "fill_"]),
+    ):
+        given = ids_of(step)
+        inputs = PassInputs(
+            given.target_tokens, given.target_positions, tuple(given.taps), given.query_start,
+            given.num_rejected, given.next_tokens, table[:, :columns],
+        )  # fmt: skip
+        static = drafter.static_inputs(B, T)
+        for name, x in static._asdict().items():
+            for buffer in x if name == "taps" else [x]:
+                buffer.fill_(7)
+        with Launches() as launches:
+            drafter_module.stage(inputs, drafter._buffers, batch_size)
+        assert launches.names == names
+        expected = inputs._replace(
+            target_tokens=step.target_tokens, next_tokens=step.next_tokens, block_table=table
+        )
+        if columns is not None:
+            expected.block_table[:, columns:] = -1
+        assert all(torch.equal(x, y) for x, y in zip(static.taps, expected.taps, strict=True))
+        for name in static._fields:
+            if name != "taps":
+                assert torch.equal(getattr(static, name), getattr(expected, name)), name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
+def test_copies_in_one_launch_keep_every_bit(dtype: torch.dtype) -> None:
+    """Also where a size is no whole number of words, or the beginning not on a word."""
+    bits = torch.randint(256, (64,), dtype=torch.uint8)
+    after_first = bits[: 32 + dtype.itemsize].view(dtype)[1:]
+    sources = [bits[:30].view(dtype), after_first, bits[:40].view(dtype)]
+    targets = [torch.zeros_like(x) for x in sources]
+    copy_together(zip(targets, sources, strict=True))
+    for target, source in zip(targets, sources, strict=True):
+        assert torch.equal(target.view(torch.uint8), source.view(torch.uint8))
 
 
 @pytest.mark.parametrize("variant", ["bias", "normed-residual"])

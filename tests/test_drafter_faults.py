@@ -92,7 +92,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
         ("block_table", table.t().contiguous().t(), "must be contiguous, got strides"),
         ("block_table", table[:2], r"must have shape \[3, 4\], got \[2, 4\]"),
         ("block_table", table[0], r"must be \[B, max_blocks\], got \[4\]"),
-        ("target_tokens", step.target_tokens.int(), "must have dtype torch.int64, got torch.int32"),
+        ("target_tokens", step.target_tokens.short(), "have dtype torch.int64, got torch.int16"),
         ("query_start", step.query_start[:-1], r"must have shape \[4\], got \[3\]"),
         ("num_rejected", step.num_rejected.long(), "must have dtype torch.int32"),
         ("next_tokens", step.next_tokens.to("meta"), "on the drafter's device cpu, got meta"),

@@ -60,6 +60,19 @@ def test_what_is_claimed_is_what_is_tested(matrix: ModuleType) -> None:
     assert claimed == marked_features(), "keep the results anew, see tests/vllm/README.md"
 
 
+def test_versions_that_are_served_were_tried(matrix: ModuleType) -> None:
+    """Each of them, and no older or newer one: the plugin steps aside there."""
+    tried: dict[str, set[tuple[int, ...]]] = {"V1": set(), "V2": set()}
+    for result in matrix.read_results():
+        for runner, found in result["works"].items():
+            if found.get("Same drafts as vLLM's") == matrix.WORKS:
+                tried[runner].add(tuple(map(int, result["vllm"].split(".")[:2])))
+    for runner, (oldest, newest) in (("V1", matrix.V1_VERSIONS), ("V2", matrix.V2_VERSIONS)):
+        assert oldest[0] == newest[0]
+        served = {(oldest[0], minor) for minor in range(oldest[1], newest[1] + 1)}
+        assert tried[runner] == served, runner
+
+
 def test_cells(matrix: ModuleType, tmp_path: Path) -> None:
     """A failure outweighs any pass, a skipped test is none; what has no result was not tried."""
     cases = [

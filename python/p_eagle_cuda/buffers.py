@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -22,12 +22,12 @@ BATCH_SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 class PassInputs(NamedTuple):
     """What the target has just computed and verified; `Drafter.propose` documents each."""
 
-    target_tokens: Tensor  # [T] int64
+    target_tokens: Tensor  # [T] int64; of a batch that is given, also int32
     target_positions: Tensor  # [T] int64
     taps: tuple[Tensor, ...]  # n of [T, Ht], or one of [T, n Ht]
     query_start: Tensor  # [B + 1] int32
     num_rejected: Tensor  # [B] int32
-    next_tokens: Tensor  # [B] int64
+    next_tokens: Tensor  # [B] int64; of a batch that is given, also int32
     block_table: Tensor  # [B, max_blocks] int32
 
     @property
@@ -225,6 +225,31 @@ class Buffers:
             next_tokens=self.static_next_tokens[:B],
             block_table=self.static_block_table[:B],
         )
+
+
+def copy_together(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Copy the second tensor of each pair to the first, in as few launches as CUDA has for it.
+
+    One launch is for all pairs of equal dtypes, whatever those are, and one for all that convert
+    from one dtype to another. A pair of which one is not contiguous has a launch of its own. What
+    lies in its place already is not copied.
+    """
+    together: dict[tuple[torch.dtype, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
+    for target, source in pairs:
+        if target.data_ptr() == source.data_ptr():
+            continue
+        if not (target.is_contiguous() and source.is_contiguous()):
+            target.copy_(source)
+            continue
+        if target.dtype == source.dtype and not any(
+            x.nbytes % 4 or x.data_ptr() % 4 for x in (target, source)
+        ):
+            target, source = (x.flatten().view(torch.int32) for x in (target, source))
+        targets, sources = together.setdefault((target.dtype, source.dtype), ([], []))
+        targets.append(target)
+        sources.append(source)
+    for targets, sources in together.values():
+        torch._foreach_copy_(targets, sources)
 
 
 def plan_buffers(

@@ -17,6 +17,7 @@ from p_eagle_cuda.buffers import (
     PassInputs,
     PassLimits,
     batch_sizes_up_to,
+    copy_together,
     format_plan,
     plan_buffers,
 )
@@ -87,8 +88,8 @@ class Drafter:
             joined_taps: Whether `propose` gets the taps side by side, in one tensor
                 ``[T, n Ht]``. Not for checkpoints with a norm of its own for each tap.
             linear: Backend of the linear layers: "fused" kernels, which are made for up to 32
-                rows; "torch", which is cuBLAS on CUDA; "auto" for what the package's table says;
-                or another such table. See `linear_backends`.
+                rows; "torch", which is cuBLAS on CUDA; "cutlass", for many rows on Hopper; "auto"
+                for what the package's table says; or another such table. See `linear_backends`.
             prune_above: Passes of more rows than this, T + B (k - 1), compute in the last layer
                 only keys and values of rows that no draft is sampled from. Drafts stay the same
                 but for rounding; it takes two launches more, and saves work where that, and not
@@ -308,14 +309,14 @@ class Drafter:
         waits for the device nor allocates, but to record a graph and to cut a batch into chunks.
 
         Args:
-            target_tokens: ``[T]`` int64, ids the target has just read, requests adjacent.
+            target_tokens: ``[T]`` int64 or int32, ids the target has just read, requests adjacent.
             target_positions: ``[T]`` int64, their absolute positions.
             taps: n tensors ``[T, Ht]`` in the working dtype, the tapped hidden states of the rows;
                 with `joined_taps` one ``[T, n Ht]``.
             query_start: ``[B + 1]`` int32, first row of each request, then their total, at most T.
                 Requests without rows are padding.
             num_rejected: ``[B]`` int32, rows at the end of each request that failed verification.
-            next_tokens: ``[B]`` int64, the token after each request's last valid row.
+            next_tokens: ``[B]`` int64 or int32, the token after each request's last valid row.
             block_table: ``[B, max_blocks]`` int32.
             k: Tokens to draft for each request; K if None. May differ from pass to pass.
 
@@ -345,6 +346,9 @@ class Drafter:
             )
         size = self.limits.batch_size(B, given.num_rows)
         if size is None:
+            given = given._replace(
+                target_tokens=given.target_tokens.long(), next_tokens=given.next_tokens.long()
+            )
             return run_in_chunks(
                 self._pass.run, given, k, self.limits.max_target_rows, self._buffers
             )
@@ -382,23 +386,17 @@ def stage(given: PassInputs, buffers: Buffers, batch_size: int) -> None:
     B, T = given.num_requests, given.num_rows
     static = buffers.static_inputs(B, T)
     columns = min(given.block_table.shape[1], static.block_table.shape[1])
-    pairs = [
-        (static.target_tokens, given.target_tokens),
-        (static.target_positions, given.target_positions),
-        (static.next_tokens, given.next_tokens),
-        *zip(static.taps, given.taps, strict=True),
-        (static.query_start, given.query_start),
-        (static.num_rejected, given.num_rejected),
-        (static.block_table[:, :columns], given.block_table[:, :columns]),
-    ]
-    by_dtype: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
-    for target, source in pairs:
-        if target.data_ptr() != source.data_ptr():
-            targets, sources = by_dtype.setdefault(source.dtype, ([], []))
-            targets.append(target)
-            sources.append(source)
-    for targets, sources in by_dtype.values():
-        torch._foreach_copy_(targets, sources)  # one launch on CUDA
+    copy_together(
+        [
+            (static.target_tokens, given.target_tokens),
+            (static.target_positions, given.target_positions),
+            (static.next_tokens, given.next_tokens),
+            *zip(static.taps, given.taps, strict=True),
+            (static.query_start, given.query_start),
+            (static.num_rejected, given.num_rejected),
+            (static.block_table[:, :columns], given.block_table[:, :columns]),
+        ]
+    )
     if columns < static.block_table.shape[1]:
         static.block_table[:, columns:].fill_(-1)
     if batch_size > B:

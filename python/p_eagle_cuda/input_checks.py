@@ -35,11 +35,11 @@ def check_inputs(
     table = given.block_table
     check(table.ndim == 2, f"{OP}: `block_table` must be [B, max_blocks], got {list(table.shape)}")
     expected: list[tuple[str, Tensor, torch.dtype, tuple[int, ...]]] = [
-        ("target_tokens", given.target_tokens, torch.int64, (T,)),
+        ("target_tokens", given.target_tokens, _id_dtype(given.target_tokens), (T,)),
         ("target_positions", given.target_positions, torch.int64, (T,)),
         ("query_start", given.query_start, torch.int32, (B + 1,)),
         ("num_rejected", given.num_rejected, torch.int32, (B,)),
-        ("next_tokens", given.next_tokens, torch.int64, (B,)),
+        ("next_tokens", given.next_tokens, _id_dtype(given.next_tokens), (B,)),
         ("block_table", table, torch.int32, (B, table.shape[1])),
     ]
     for i, tap in enumerate(given.taps):
@@ -50,6 +50,11 @@ def check_inputs(
             f"{OP}: `{name}` must be on the drafter's device {device}, got {tensor.device}",
         )
         check_tensor(OP, name, tensor, of, *shape)
+
+
+def _id_dtype(ids: Tensor) -> torch.dtype:
+    """What ids must have that have this: serving engines have int32."""
+    return torch.int32 if ids.dtype == torch.int32 else torch.int64
 
 
 def check_contents(given: PassInputs, vocab_size: int, num_blocks: int, block_size: int) -> None:

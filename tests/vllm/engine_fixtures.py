@@ -34,6 +34,7 @@ class Served:
     aborted: list[list[int]]
     logprobs: list[list[list[float] | None]]
     drafts: list[list[list[int]]]
+    launches: list[list[str]]
     num_verifications: int
     counters: dict[str, Any]
     num_preemptions: int

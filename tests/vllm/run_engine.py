@@ -5,13 +5,15 @@
 The case: `engine`, arguments of `vllm.LLM`; `batches`, each a list of {"prompt": token ids,
 "sampling": arguments of SamplingParams, "join_after" and "abort_after": engine steps}. The result:
 token ids of each request, those that the aborted ones had, logprobs of the tokens where they were
-asked for, the drafts of each step, how often our kernels verified, and vLLM's counters.
+asked for, the drafts of each step, what is launched in steps of decoding beside our drafter's pass
+(each kind once), how often our kernels verified, and vLLM's counters.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ def main(case_path: str, result_path: str) -> None:
     case = json.loads(Path(case_path).read_text())
     from vllm import LLM
 
-    drafts, verifications = _record_drafts(), _record_verifications()
+    (drafts, launches), verifications = _record_drafts(), _record_verifications()
     llm = LLM(**case["engine"], disable_log_stats=False)
     aborted: list[list[int]] = []
     logprobs: list[list[list[float] | None]] = []
@@ -35,21 +37,39 @@ def main(case_path: str, result_path: str) -> None:
     }
     result = {
         "outputs": outputs, "aborted": aborted, "logprobs": logprobs, "drafts": drafts,
-        "num_verifications": len(verifications), "counters": counters,
+        "launches": sorted(launches), "num_verifications": len(verifications),
+        "counters": counters,
         "num_preemptions": metrics["vllm:num_preemptions"].value,
     }  # fmt: skip
     Path(result_path).write_text(json.dumps(result))
 
 
-def _record_drafts() -> list[Any]:
+def _record_drafts() -> tuple[list[Any], set[tuple[str, ...]]]:
     """Wrap whatever drafts in this process."""
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
+    from launches import Launches
+    from p_eagle_cuda import Drafter
+
     drafts: list[Any] = []
+    kinds: set[tuple[str, ...]] = set()
+    launch_padded = Drafter._launch_padded
 
     def wrap(owner: Any) -> None:
         propose = owner.propose
 
         def recording(self: Any, *args: Any, **kwargs: Any) -> Any:
-            result = propose(self, *args, **kwargs)
+            padded = []
+            launches = Launches()
+
+            def uncounted(drafter: Any, shape: Any) -> Any:
+                padded.append(shape)
+                return launches.without(launch_padded)(drafter, shape)
+
+            Drafter._launch_padded = uncounted
+            with launches if getattr(self, "_served", None) else nullcontext():
+                result = propose(self, *args, **kwargs)
+            if padded:
+                kinds.add(tuple(launches.names))
             if not kwargs.get("dummy_run"):
                 drafts.append(result.tolist())
             return result
@@ -66,7 +86,7 @@ def _record_drafts() -> list[Any]:
         from p_eagle_cuda.vllm_plugin.speculator import PEagleSpeculator
 
         wrap(PEagleSpeculator)
-    return drafts
+    return drafts, kinds
 
 
 def _record_verifications() -> list[None]:

@@ -78,10 +78,15 @@ def test_evaluation(runner: str, http_servers: dict[str, HttpServer], prompt_fil
 
 
 @pytest.mark.feature("`vllm bench serve`")
+@pytest.mark.parametrize("runner", ["V1", "V2"])
 def test_vllms_benchmark_finds_the_same(
-    http_servers: dict[str, HttpServer], prompt_file: Path, vllm_python: str, tmp_path: Path
+    runner: str,
+    http_servers: dict[str, HttpServer],
+    prompt_file: Path,
+    vllm_python: str,
+    tmp_path: Path,
 ) -> None:
-    url = http_servers["V1"].url
+    url = http_servers[runner].url
     ours = evaluate(url, prompt_file)
     done = subprocess.run(
         [

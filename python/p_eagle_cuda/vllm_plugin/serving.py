@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from p_eagle_cuda.buffers import DeviceSize, PassInputs, PassLimits, batch_sizes_up_to, plan_buffers
+from p_eagle_cuda.buffers import DeviceSize, PassLimits, batch_sizes_up_to, plan_buffers
 from p_eagle_cuda.config import DrafterConfig
 from p_eagle_cuda.drafter import Drafter
 from p_eagle_cuda.drafter_pass import Drafts
@@ -70,6 +70,7 @@ class ServedDrafter:
         sampling = getattr(speculative, "draft_sample_method", None)
         self._top_k = CANDIDATES if sampling == "probabilistic" else 1
         self._joins_taps = joins_taps and self._weights.fc_norms is None
+        self._none_rejected = torch.zeros(scheduler.max_num_seqs, dtype=torch.int32, device=device)
         self._drafter: Drafter | None = None
         self._held: Tensor | None = torch.empty(
             self._plan_bytes(), dtype=torch.uint8, device=device
@@ -136,7 +137,7 @@ class ServedDrafter:
             taps: n tensors ``[T, Ht]``, or one ``[T, n Ht]``.
             query_start: ``[B + 1]`` int32.
             num_rejected: ``[B]`` int32; None when nothing was verified.
-            next_tokens: ``[B]`` int32.
+            next_tokens: ``[B]`` int32 or int64.
             block_table: ``[B, blocks]`` int32.
             k: Tokens to draft, at least 1.
 
@@ -146,30 +147,17 @@ class ServedDrafter:
         assert self._drafter is not None
         drafter, B, T = self._drafter, len(next_tokens), len(tokens)
         if len(taps) == 1 and not self._joins_taps:
-            taps = tuple(taps[0].chunk(self._config.num_taps, dim=1))
-        if drafter.limits.batch_size(B, T) is not None:
-            given = drafter.static_inputs(B, T)
-            given.target_tokens.copy_(tokens)
-            given.target_positions.copy_(positions)
-            for static, tap in zip(given.taps, taps, strict=True):
-                static.copy_(tap)
-            given.query_start.copy_(query_start)
-            if num_rejected is None:
-                given.num_rejected.zero_()
-            else:
-                given.num_rejected.copy_(num_rejected)
-            given.next_tokens.copy_(next_tokens)
-            given = given._replace(block_table=block_table.contiguous())
-        else:
-            if num_rejected is None:
-                num_rejected = torch.zeros(B, dtype=torch.int32, device=self._device)
-            given = PassInputs(
-                target_tokens=tokens.long(), target_positions=positions.long(),
-                taps=tuple(tap.contiguous() for tap in taps), query_start=query_start.contiguous(),
-                num_rejected=num_rejected, next_tokens=next_tokens.long(),
-                block_table=block_table.contiguous(),
-            )  # fmt: skip
-        return drafter.propose(*given, k=k)
+            taps = taps[0].chunk(self._config.num_taps, dim=1)
+            if drafter.limits.batch_size(B, T) is not None:
+                static = drafter.static_inputs(B, T).taps
+                for target, tap in zip(static, taps, strict=True):
+                    target.copy_(tap)
+                taps = static
+        return drafter.propose(
+            tokens, positions, [tap.contiguous() for tap in taps], query_start,
+            self._none_rejected[:B] if num_rejected is None else num_rejected, next_tokens,
+            block_table.contiguous(), k=k,
+        )  # fmt: skip
 
     def _plan_bytes(self) -> int:
         """Of the buffers, for the smallest blocks."""

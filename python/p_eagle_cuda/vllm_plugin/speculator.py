@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from vllm.v1.worker.gpu.sample.gumbel import gumbel_sample
 from vllm.v1.worker.gpu.spec_decode.eagle.speculator import EagleSpeculator
 
 from p_eagle_cuda.errors import PEagleError
 from p_eagle_cuda.vllm_plugin.options import PluginOptions
+from p_eagle_cuda.vllm_plugin.sampling import KeyedSampler
 from p_eagle_cuda.vllm_plugin.serving import ServedDrafter
 
 logger = logging.getLogger("vllm.p_eagle_cuda")
@@ -33,6 +35,10 @@ def _explained() -> Iterator[None]:
 class PEagleSpeculator(EagleSpeculator):  # type: ignore[misc]  # vLLM has no types here
     """Drafts with our kernels; of vLLM's speculator it uses the loading and the bookkeeping."""
 
+    def draft_logits_spec(self, vllm_config: Any) -> tuple[torch.dtype, float]:  # noqa: ANN401
+        """Dtype and fill of what verification reads of drafts that are drawn; vLLM allocates it."""
+        return torch.float32, -torch.inf
+
     def load_model(self, target_model: Any) -> None:  # noqa: ANN401
         """Load vLLM's module and work with its weights.
 
@@ -47,6 +53,9 @@ class PEagleSpeculator(EagleSpeculator):  # type: ignore[misc]  # vLLM has no ty
                 self.model, target_model, self.vllm_config, self.device, options,
                 joins_taps=False,
             )  # fmt: skip
+        self._sampler: KeyedSampler | None = None
+        if self.draft_logits is not None:  # draft_sample_method is "probabilistic"
+            self._sampler = KeyedSampler(self.draft_logits, gumbel_sample)
         logger.info("p_eagle_cuda drafts on the V2 runner: %s", self._served.describe())
 
     def init_cudagraph_manager(self, cudagraph_mode: Any) -> None:  # noqa: ANN401
@@ -103,5 +112,11 @@ class PEagleSpeculator(EagleSpeculator):  # type: ignore[misc]  # vLLM has no ty
         )
         if k == 0:
             return drafts.fill_(-1)
-        drafts[:, :k] = drafted.token_ids.clamp(min=0)
+        if self._sampler is not None:
+            drafts[:, :k] = self._sampler.draw(
+                drafted, requests, input_batch.seq_lens[:B] - num_rejected[:B], temperature, seeds,
+                use_fp64=self.use_fp64_gumbel,
+            )  # fmt: skip
+        else:
+            torch.clamp(drafted.token_ids, min=0, out=drafts[:, :k])
         return drafts

@@ -9,6 +9,7 @@ import torch
 from p_eagle_cuda import ops
 from p_eagle_cuda.drafter_pass import PASS_OPS
 from p_eagle_cuda.ops.layers import CUDA_HEAD_DIMS
+from p_eagle_cuda.vllm_plugin.versions import takes_multimodal_inputs
 
 
 def is_p_eagle(vllm_config: Any) -> bool:  # noqa: ANN401 - vLLM's types change with its versions
@@ -39,9 +40,10 @@ def _find_refusal(vllm_config: Any, device_type: str, runner: str) -> str | None
     head_dim = draft.get_head_size()
     checks = {
         "the drafter has M-RoPE": draft.uses_mrope,
-        "the target takes multimodal inputs": model.supports_multimodal_inputs,
-        "the drafter is split over several GPUs (draft_tensor_parallel_size above 1)": (
-            speculative.draft_parallel_config.tensor_parallel_size > 1
+        "the target takes multimodal inputs": takes_multimodal_inputs(model),
+        # Whatever draft_tensor_parallel_size says, the layers take the target's group.
+        "vLLM splits the drafter over several GPUs, as the target": (
+            parallel.tensor_parallel_size > 1
         ),
         "the model is split into pipeline stages": parallel.pipeline_parallel_size > 1,
         "contexts are split over several GPUs": (
@@ -52,16 +54,15 @@ def _find_refusal(vllm_config: Any, device_type: str, runner: str) -> str | None
         "target and drafter have different vocabularies": (
             getattr(speculative, "use_heterogeneous_vocab", False)
         ),
-        'draft_sample_method is "probabilistic", which works on the V1 runner': (
-            runner == "V2" and getattr(speculative, "draft_sample_method", None) == "probabilistic"
-        ),
         "the drafter scales its logits": getattr(hf, "logit_scale", 1.0) != 1.0,
         "LoRA adapters are on": vllm_config.lora_config is not None,
         "text is watermarked": getattr(vllm_config, "watermark_config", None) is not None,
         "verification is adaptive, which takes the drafter's logits": (
             getattr(speculative, "enable_adaptive_verification", False)
         ),
-        "the draft batch is not padded": speculative.disable_padded_drafter_batch,
+        "the draft batch is not padded": (
+            runner == "V1" and speculative.disable_padded_drafter_batch
+        ),
     }
     for reason, applies in checks.items():
         if applies:

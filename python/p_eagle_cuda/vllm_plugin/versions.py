@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 Release = tuple[int, int]
 
@@ -20,6 +21,15 @@ def unsupported_version(version: str, oldest: Release, newest: Release) -> str |
     if found is not None and oldest <= (int(found[1]), int(found[2])) <= newest:
         return None
     return f"expected vLLM {_shown(oldest)} to {_shown(newest)}, found {version}"
+
+
+def takes_multimodal_inputs(model_config: Any) -> bool:  # noqa: ANN401
+    """Whether a model does: vLLM's configuration tells from 0.31 on, a registry before that."""
+    if hasattr(model_config, "supports_multimodal_inputs"):
+        return bool(model_config.supports_multimodal_inputs)
+    from vllm.multimodal import MULTIMODAL_REGISTRY
+
+    return bool(MULTIMODAL_REGISTRY.supports_multimodal_inputs(model_config))
 
 
 def _shown(release: Release) -> str:

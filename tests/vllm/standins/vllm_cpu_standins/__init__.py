@@ -6,6 +6,8 @@ schedulers, caches and model runners work on a machine without a GPU. Slow, and 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,10 @@ def register() -> None:
     """Define the operators, unless the compiled library has them. vLLM calls this as a plugin."""
     if _libraries or hasattr(torch.ops._C, "init_cpu_memory_env"):
         return
+    from vllm.triton_utils import tldevice
+
+    if hasattr(tldevice, "log1p"):  # CUDA's, which Triton's interpreter takes for None
+        tldevice.log1p = log1p
     library = torch.library.Library("_C", "FRAGMENT")
     for schema, function in OPERATORS.items():
         library.define(schema)
@@ -31,6 +37,13 @@ def register() -> None:
 
     # Triton's interpreter does not run this module's kernel; vLLM has the same in PyTorch.
     topk_topp_sampler.HAS_TRITON = False
+
+
+def log1p(x: Any) -> Any:
+    """``log(1 + x)`` of a tensor of Triton's interpreter, in a kernel."""
+    from vllm.triton_utils import tl
+
+    return tl.log(1.0 + x)
 
 
 def init_cpu_memory_env(node_ids: list[int]) -> None:
