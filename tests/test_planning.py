@@ -213,6 +213,23 @@ def test_precisions_halve_what_they_say(config: DrafterConfig) -> None:
         assert total_bytes(phases(config, batch, Precision.of(*names))) == plain - saved
 
 
+def test_fp8_activations(config: DrafterConfig) -> None:
+    """Half the operations; as many rows as two tiles of 16 bits have, and the weights read once."""
+    fp8, w8a8 = (Precision.of(name, "auto") for name in ("fp8", "w8a8"))
+    assert (w8a8.weight, w8a8.head, w8a8.kind, fp8.kind) == (1, 1, "w8a8", "fp8")
+    batch = Batch.of_equal(8, 7, 3, 4096)
+    for wide, narrow in zip(*(phases(config, batch, x) for x in (fp8, w8a8)), strict=True):
+        is_linear = wide.kernel in LINEAR_OPS_OF_PHASES
+        assert narrow.flops == pytest.approx(wide.flops / (2 if is_linear else 1), abs=1)
+        assert narrow.bytes == wide.bytes
+    for size, runs_on in ((2, "mma.sync"), (8, "wgmma fp8")):
+        model = PassModel(config, H200, w8a8, linear="fused")
+        kernels = model.predict(Batch.of_equal(size, 7, 3, 4096)).kernels
+        assert {x.runs_on for x in kernels if x.kernel in LINEAR_OPS_OF_PHASES} == {runs_on}
+    times = [PassModel(config, H200, x, "fused").predict(batch).predicted_us for x in (fp8, w8a8)]
+    assert times[1] < 0.8 * times[0], "FP8 weights alone are read again for every 32 rows"
+
+
 def test_rows_of_a_batch() -> None:
     batch = Batch(4, [0, 4, 1.5], [10, 20, 30])
     assert (batch.size, batch.real_rows, batch.rows) == (3, 8.5, 17.5)
