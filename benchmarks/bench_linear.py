@@ -1,10 +1,12 @@
-"""The linear layers at decode sizes: the fused kernels against cuBLAS, weights not in L2.
+"""The linear layers: the fused kernels and CUTLASS's against cuBLAS, weights not in L2.
 
 For each weight of a drafter and each number of rows: microseconds, GB/s, the share of the measured
-copy bandwidth, and the ratio to cuBLAS. The fused op does all of its layer; cuBLAS is timed for the
-product alone, without the norm, the activation, the rotation or the cache that go with it, so the
-comparison favours cuBLAS. With `--compile` there is also the reference under torch.compile, which
-does all but write to the cache. Results are checked against cuBLAS before anything is timed.
+copy bandwidth, and the ratios to cuBLAS. The fused op does all of its layer; cuBLAS is timed for
+the product alone, without the norm, the activation, the rotation or the cache that go with it, so
+the comparison favours cuBLAS. CUTLASS's op has the residual and the activation with its product,
+and is timed on compute capability 9.0, with 16-bit weights. With `--compile` there is also the
+reference under torch.compile, which does all but write to the cache. Results are checked against
+float32 before anything is timed.
 """
 
 from __future__ import annotations
@@ -96,6 +98,36 @@ class Layer:
         pairs = self.quantised or [(weight, None) for weight in self.weights]
         return [make[self.name](weight, scale) for weight, scale in pairs]
 
+    def cutlass(self) -> list[Call]:
+        """The product of many rows with what it does as it stores, in `self.result`."""
+
+        def call(weight: Tensor) -> Call:
+            rows = {"num_rows": self.num_rows, "workspace": self.workspace}
+            if self.name == "gate_up":
+                return lambda: ops.gemm_swiglu(self.x, weight, out=out, **rows)
+            if self.name in ("o", "down"):
+                return lambda: ops.gemm_residual(
+                    self.x, weight, None, residual=out, sum_squares=sums, **rows
+                )
+            return lambda: ops.gemm(self.x, weight, None, out=out, **rows)
+
+        R, width = self.x.shape[0], self.rows // (2 if self.name == "gate_up" else 1)
+        self.result = out = self.x.new_zeros(R, width)
+        sums = torch.empty(-(-width // 64), R, device=self.device)
+        return [call(weight) for weight in self.weights]
+
+    def candidates(self) -> dict[str, list[Call]]:
+        """What is timed."""
+        found = {"fused": self.fused(), "cublas": self.cublas()}
+        return found | ({"cutlass": self.cutlass()} if self.has_cutlass else {})
+
+    @property
+    def has_cutlass(self) -> bool:
+        """Whether CUTLASS's op runs here."""
+        if self.device.type == "cpu":
+            return not self.quantised
+        return torch.cuda.get_device_capability(self.device) == (9, 0) and not self.quantised
+
     def _project_taps(self, weight: Tensor, scale: Tensor | None) -> Call:
         R, H = self.x.shape[0], self.rows
         taps = [x.contiguous() for x in self.x.split(self.columns // self.shape.num_taps, dim=1)]
@@ -182,21 +214,25 @@ class Layer:
         return self.baseline().compiled(self.result, TOLERANCE)
 
     def check(self) -> None:
-        """The fused op and float32 agree, where the op does nothing but multiply.
+        """The ops and float32 agree, where they do nothing but multiply.
 
         Raises:
             BenchmarkError: They do not.
         """
         if self.name not in ("fc", "o", "down"):
             return
-        (call, *_) = self.fused()
-        call()
         weight = self.weights[0].float()
         if self.quantised:
             weight = self.quantised[0][0].float() * self.quantised[0][1][:, None]
-        error = (self.result.float() - self.x.float() @ weight.T).abs().max().item()
-        if not error <= TOLERANCE:
-            raise BenchmarkError(f"{self.name}: the fused op is {error:.3g} off, not worth timing")
+        product = self.x.float() @ weight.T
+        for kind in ("fused", "cutlass") if self.has_cutlass else ("fused",):
+            (call, *_) = getattr(self, kind)()
+            call()
+            error = (self.result.float() - product).abs().max().item()
+            if not error <= TOLERANCE:
+                raise BenchmarkError(
+                    f"{self.name}: the {kind} op is {error:.3g} off, not worth timing"
+                )
 
 
 def _joined_product(taps: list[Tensor], weight: Tensor) -> Tensor:
@@ -241,7 +277,7 @@ def measure(
         try:
             layer = Layer(name, shape, R, is_e4m3, device, copies)
             layer.check()
-            candidates = {"fused": layer.fused(), "cublas": layer.cublas()}
+            candidates = layer.candidates()
             left_out = {}
             if compile:
                 try:
@@ -256,12 +292,15 @@ def measure(
             continue
         fused_us, cublas_us = timings["fused"].median_us, timings["cublas"].median_us
         gigabytes = layer.weight_bytes / (fused_us * 1e-6)
+        cutlass = timings.get("cutlass")
         report["results"].append({
             "drafter": drafter, "layer": name, "rows_of_weight": N, "columns": K, "weight": fmt,
             "rows": R, "copies": copies, "fused": timings["fused"].as_json(),
             "cublas_bf16": timings["cublas"].as_json(), "gb_per_s": round(gigabytes / 1e9, 1),
             "share_of_copy": round(gigabytes / bandwidth, 3),
             "cublas_over_fused": round(cublas_us / fused_us, 3), "left_out": left_out,
+            "cutlass": cutlass and cutlass.as_json(),
+            "cublas_over_cutlass": cutlass and round(cublas_us / cutlass.median_us, 3),
         })  # fmt: skip
         if "compiled" in timings:
             report["results"][-1] |= {
@@ -276,14 +315,15 @@ def table(report: dict[str, Any]) -> str:
     """Markdown, a line for each case."""
     lines = [
         "| Weight | | Rows | Fused us | GB/s | of copy | cuBLAS us | cuBLAS / fused "
-        "| compiled / fused |",
-        "|" + " --- |" * 9,
+        "| cuBLAS / CUTLASS | compiled / fused |",
+        "|" + " --- |" * 10,
     ]
     lines += [
         f"| {r['drafter']} {r['layer']} [{r['rows_of_weight']}, {r['columns']}] | {r['weight']} "
         f"| {r['rows']} | {r['fused']['median_us']:.2f} | {r['gb_per_s']:.0f} "
         f"| {r['share_of_copy']:.0%} | {r['cublas_bf16']['median_us']:.2f} "
-        f"| {r['cublas_over_fused']:.2f} | {r.get('compiled_over_fused', '-')} |"
+        f"| {r['cublas_over_fused']:.2f} | {r['cublas_over_cutlass'] or '-'} "
+        f"| {r.get('compiled_over_fused', '-')} |"
         for r in report["results"]
     ]
     return "\n".join(lines)

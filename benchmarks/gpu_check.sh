@@ -138,7 +138,7 @@ linear() {
   local status=0
   timeout --foreground 70 "$python" benchmarks/bench_linear.py --rows 14 1 7 10 16 24 32 \
     --json "$work/linear.json" || status=$?
-  timeout --foreground 40 "$python" benchmarks/bench_linear.py --rows 112 48 224 --weights bf16 \
+  timeout --foreground 40 "$python" benchmarks/bench_linear.py --rows 112 448 1400 48 224 --weights bf16 \
     --json "$work/linear-wide.json" || status=$?
   return $status
 }

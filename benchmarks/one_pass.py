@@ -25,6 +25,7 @@ from drafters import (
 )
 from p_eagle_cuda.arguments import OneLineParser, positive_int
 from p_eagle_cuda.errors import PEagleError
+from p_eagle_cuda.linear_table import BACKENDS
 from shapes import DRAFTERS, config_of
 
 
@@ -68,7 +69,7 @@ def _parser() -> OneLineParser:
     parser.add_argument("--accepted", choices=PATTERNS, default="ragged")
     parser.add_argument("--kv", choices=KV_DTYPES, default="bf16")
     parser.add_argument("--weights", choices=WEIGHT_PRECISIONS, default="bf16")
-    parser.add_argument("--linear", choices=["auto", "fused", "torch"], default="fused")
+    parser.add_argument("--linear", choices=BACKENDS, default="fused")
     parser.add_argument("--passes", type=positive_int, default=2)
     parser.add_argument("--device", default="cuda", help="cuda or cpu")
     parser.add_argument("--graphs", action="store_true", help="replay a graph")

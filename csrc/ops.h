@@ -218,6 +218,26 @@ cudaError_t launch_wide_norm_swiglu(NormSwigluParams const& params, DType dtype,
 cudaError_t launch_wide_qkv_rope_cache(QkvRopeCacheParams const& params, DType dtype,
                                        cudaStream_t stream);
 
+// ---- Matrix products of many rows ----------------------------------------------------------------
+// On sm_90a alone; elsewhere they are cudaErrorNotSupported.
+
+// With y[r] = W x[r] + bias: out[r] = y[r], or out[r] += y[r] and the sums of squares of the result.
+// launch_gemm_swiglu: out[r] = silu(g) * u, where W x[r] is g beside u.
+struct GemmParams {
+  void const* x = nullptr;            // [R, C]  Element; rows that do not exist may be read
+  int32_t const* num_rows = nullptr;  // [1]     rows from here on are not written
+  LinearWeight weight{};              // [N, C]  Element; N a multiple of 16, C of 8
+  LinearWorkspace workspace{};
+  void const* bias = nullptr;    // [N]                     Element; null: none
+  void* out = nullptr;           // [R, N], gated [R, N/2]  Element
+  float* sum_squares = nullptr;  // [ceil(N / 64), R]       null: not wanted
+  int max_rows = 0;              // R
+  bool accumulates = false;
+};
+
+cudaError_t launch_gemm(GemmParams const& params, DType dtype, cudaStream_t stream);
+cudaError_t launch_gemm_swiglu(GemmParams const& params, DType dtype, cudaStream_t stream);
+
 // ---- The head ------------------------------------------------------------------------------------
 
 // The k best tokens and the log-sum-exp of the sampled rows: row n of the results is that of row

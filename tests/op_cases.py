@@ -117,13 +117,9 @@ def plan_attention(device: str, dtype: torch.dtype) -> Arguments:
         "row_start": torch.tensor([0, 3, 6], device=device, dtype=torch.int32),
         "seq_lens": torch.tensor([6, 1023], device=device, dtype=torch.int32),
         "positions": torch.tensor([3, 4, 5, 1020, 1021, 1022, 0, 0, 0], device=device),
-        "num_heads": NQ,
-        "num_kv_heads": NKV,
-        "max_keys": 4096,
-        "window": 0,
-        "is_tree": False,
+        "num_heads": NQ, "num_kv_heads": NKV, "max_keys": 4096, "window": 0, "is_tree": False,
         "work": work_map(R, B, NQ // NKV, device),
-    }
+    }  # fmt: skip
 
 
 def embed_norm_concat(device: str, dtype: torch.dtype) -> Arguments:
@@ -131,19 +127,12 @@ def embed_norm_concat(device: str, dtype: torch.dtype) -> Arguments:
     hidden = _rows(device, dtype, H)
     hidden[source_row < 0] = float("nan")
     return {
-        "token_ids": torch.randint(V, (R,), device=device),
-        "source_row": source_row,
-        "num_rows": _count(device),
-        "embedding": _randn(device, dtype, V, H),
-        "hidden": hidden,
-        "mask_hidden": _randn(device, dtype, H),
-        "embed_weight": _norm(device, dtype, H),
-        "hidden_weight": _norm(device, dtype, H),
-        "eps": 1e-5,
-        "norm_before_residual": False,
-        "out": _output(device, dtype, R, 2 * H),
-        "residual": _output(device, dtype, R, H),
-    }
+        "token_ids": torch.randint(V, (R,), device=device), "source_row": source_row,
+        "num_rows": _count(device), "embedding": _randn(device, dtype, V, H), "hidden": hidden,
+        "mask_hidden": _randn(device, dtype, H), "embed_weight": _norm(device, dtype, H),
+        "hidden_weight": _norm(device, dtype, H), "eps": 1e-5, "norm_before_residual": False,
+        "out": _output(device, dtype, R, 2 * H), "residual": _output(device, dtype, R, H),
+    }  # fmt: skip
 
 
 def project_taps(device: str, dtype: torch.dtype) -> Arguments:
@@ -238,18 +227,12 @@ def prepare_inputs(device: str, dtype: torch.dtype) -> Arguments:
         "mask_token_id": V - 1,
         "block_size": BLOCK,
         "max_position": 64,
-        "token_ids": output(rows, torch.int64),
-        "positions": output(rows, torch.int64),
-        "slots": output(rows, torch.int64),
-        "source_row": output(rows, torch.int32),
-        "row_start": output(3, torch.int32),
-        "seq_lens": output(2, torch.int32),
-        "sample_rows": output(6, torch.int32),
-        "work": work,
-        "num_heads": NQ,
-        "num_kv_heads": NKV,
+        "token_ids": output(rows, torch.int64), "positions": output(rows, torch.int64),
+        "slots": output(rows, torch.int64), "source_row": output(rows, torch.int32),
+        "row_start": output(3, torch.int32), "seq_lens": output(2, torch.int32),
+        "sample_rows": output(6, torch.int32), "work": work, "num_heads": NQ, "num_kv_heads": NKV,
         "window": 0,
-    }
+    }  # fmt: skip
 
 
 def prune_rows(device: str, dtype: torch.dtype) -> Arguments:
@@ -301,6 +284,23 @@ def rope_cache(device: str, dtype: torch.dtype) -> Arguments:
     )  # fmt: skip
     heads = _rows(device, dtype, (NQ + 2 * NKV) * D)
     return {"heads": heads} | {name: a[name] for name in names}
+
+
+def gemm(device: str, dtype: torch.dtype) -> Arguments:
+    a = linear_residual(device, dtype)
+    names = ("x", "weight", "bias", "num_rows")
+    out = _output(device, dtype, R, H)
+    return {name: a[name] for name in names} | {"out": out, "workspace": _workspace(device)}
+
+
+def gemm_residual(device: str, dtype: torch.dtype) -> Arguments:
+    a = linear_residual(device, dtype)
+    return {name: x for name, x in a.items() if name not in ("weight_scale", "fp8_activations")}
+
+
+def gemm_swiglu(device: str, dtype: torch.dtype) -> Arguments:
+    a = norm_swiglu(device, dtype)
+    return {name: a[name] for name in ("x", "gate_up", "num_rows", "out", "workspace")}
 
 
 def build_tree(device: str, dtype: torch.dtype) -> Arguments:
@@ -413,8 +413,8 @@ CASES: dict[str, Callable[[str, torch.dtype], Arguments]] = {
     for f in (
         prepare_inputs, project_taps, embed_norm_concat, qkv_rope_cache, plan_attention,
         paged_attention, linear_residual, norm_swiglu, lm_head_topk, gather_taps, norm_rows,
-        gate_rows, rope_cache, prune_rows, build_tree, verify, logit_floors,
-        apply_penalties, compact_cache,
+        gate_rows, rope_cache, gemm, gemm_residual, gemm_swiglu, prune_rows, build_tree, verify,
+        logit_floors, apply_penalties, compact_cache,
     )
 }  # fmt: skip
 
@@ -433,9 +433,9 @@ OUTPUTS = {
     "norm_swiglu": ("out",),
     "lm_head_topk": ("ids", "logits", "lse"),
     "gather_taps": ("out",),
-    "norm_rows": ("out",),
-    "gate_rows": ("out",),
+    **dict.fromkeys(["norm_rows", "gate_rows", "gemm", "gemm_swiglu"], ("out",)),
     "rope_cache": ("q", "k_cache", "v_cache"),
+    "gemm_residual": ("residual", "sum_squares"),
     "prune_rows": (
         "out", "pruned_positions", "pruned_row_start", "pruned_sample_rows", "work",
     ),

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from p_eagle_cuda import ops
+from p_eagle_cuda import ops, reference
 from p_eagle_cuda.config import DrafterConfig
 from p_eagle_cuda.statistics import Step
 
@@ -50,6 +50,12 @@ def test_layers_can_be_called(bench_linear: ModuleType, name: str, is_e4m3: bool
     if name not in ("o", "down"):  # those add to what was there
         assert layer.result.isfinite().all()
     assert torch.equal(layer.product, layer.x @ layer.weights[-1].T)
+    assert set(layer.candidates()) == {"fused", "cublas"} | (set() if is_e4m3 else {"cutlass"})
+    (*_, call) = layer.cutlass()
+    call()
+    product = layer.x @ layer.weights[-1].T
+    expected = reference.gate_rows(product) if name == "gate_up" else product
+    assert torch.equal(layer.result, expected)
     rows, columns = shape.linear_layers()[name]
     assert layer.weight_bytes == rows * columns * (1 if is_e4m3 else 2)
 
@@ -97,6 +103,10 @@ def test_a_wrong_kernel_is_not_timed(
     layer = bench_linear.Layer("o", shape, 2, False, torch.device("cpu"), copies=1)
     monkeypatch.setattr(ops, "linear_residual", lambda *_, **__: None)
     with pytest.raises(bench_linear.BenchmarkError, match=r"o: the fused op is .* off"):
+        layer.check()
+    monkeypatch.undo()
+    monkeypatch.setattr(ops, "gemm_residual", lambda *_, **__: None)
+    with pytest.raises(bench_linear.BenchmarkError, match=r"o: the cutlass op is .* off"):
         layer.check()
 
 

@@ -41,9 +41,10 @@ EXPECTED = {
     "logit_floors_kernel": ["LDG", "STG", "ATOMS", "REDUX"],
     "apply_penalties_kernel": ["LDG", "STG"],
     "wide_kernel": ["UTMALDG.5D", "LDGSTS.BYPASS.128", "SYNCS"],  # HGMMA or QGMMA, see below
+    "collective_kernel": ["HGMMA", "UTMALDG.2D", "UTMALDG.4D", "LDG.128", "STG.128", "SYNCS"],
     "linear_kernel": ["HMMA.16816.F32", "LDGSTS.BYPASS.128", "LDS.128", "STS.128", "LDG.128"],
 }
-ONLY_ON = {"wide_kernel": 90}  # elsewhere they are empty
+ONLY_ON = {"wide_kernel": 90, "collective_kernel": 90}  # elsewhere they are empty
 LOCAL_MEMORY = ("LDL", "STL")
 
 
@@ -188,6 +189,24 @@ def test_warpgroups_multiply_a_tile_at_once(compiled: list[Kernel]) -> None:
             assert counts == {"HGMMA": 4, "QGMMA": 0}, kernel.name
     expected = {("64", False), ("128", False), ("256", False), ("128", True), ("256", True)}
     assert sizes == (expected if "90a" in _C.cuda_archs else set())
+
+
+def test_collectives_multiply_a_tile_at_once(compiled: list[Kernel]) -> None:
+    """Four steps of 16 columns, of the first block of a tile and of the others.
+
+    TMA brings both operands, the weight to two CTAs where they share it.
+    """
+    collective = [x for x in compiled if kind_of(x) == "collective_kernel" and x.arch == 90]
+    clusters = []
+    for kernel in collective:
+        (cluster,) = map(int, re.findall(r"CollectiveConfigI.*?Li(\d+)EEE", kernel.name))
+        assert kernel.count("HGMMA.64x256x16.F32") == kernel.count("HGMMA") == 8, kernel.name
+        assert kernel.count("UTMALDG") == 2, kernel.name
+        assert kernel.count("UTMALDG.4D.MULTICAST") == (cluster == 2), kernel.name
+        assert kernel.count("LDGSTS") == 0, kernel.name
+        clusters.append(cluster)
+    # Two kinds of epilogue, two dtypes.
+    assert sorted(clusters) == ([1] * 4 + [2] * 4 if "90a" in _C.cuda_archs else [])
 
 
 def test_the_head_multiplies_nothing_twice(compiled: list[Kernel]) -> None:

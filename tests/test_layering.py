@@ -32,6 +32,7 @@ LAYERS = [
     "ops",
     "buffers",
     "linear_table",
+    "linear_products",
     "linear",
     "cuda_limits",
     "tracing",

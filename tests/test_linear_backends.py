@@ -1,4 +1,4 @@
-"""The linear layers on two backends: both draft what the reference does; which one runs when."""
+"""The linear layers on three backends: all draft what the reference does; which one runs when."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from p_eagle_cuda import Drafter
 from p_eagle_cuda.errors import BackendError, ConfigError
 from p_eagle_cuda.linear import (
     FP8_NEEDS_FUSED,
+    CutlassLinear,
     LinearLayers,
     TorchLinear,
     architecture_of,
@@ -68,7 +69,7 @@ def assert_drafts_right(path: Path, drafter: Drafter, dtype: torch.dtype) -> Non
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("linear", ["auto", "fused", "torch"])
+@pytest.mark.parametrize("linear", ["auto", "fused", "torch", "cutlass"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 def test_drafts(dtype: torch.dtype, linear: str, variant: str, tmp_path: Path) -> None:
     write_drafter(tmp_path, **VARIANTS[variant])
@@ -230,6 +231,51 @@ def test_a_table_of_ones_own() -> None:
     assert set(found.values()) == {8}
 
 
+def test_a_table_that_names_cutlass() -> None:
+    """Above the rows of the fused kernels, on the architecture that has CUTLASS's."""
+    table = LinearTable(
+        FusedRows(8, "x", "cutlass"), {("sm_90", "project_taps", "bfloat16"): FusedRows(8, "y")}
+    )
+    chosen = layers(weights_of(), backend=table, architecture="sm_90")
+    assert str(chosen.choices[0]) == "project_taps: fused up to 8 rows, torch above (y)"
+    assert str(chosen.choices[3]) == "norm_swiglu: fused up to 8 rows, cutlass above (x)"
+    linear = chosen.for_rows(9)
+    assert linear.norm_swiglu == chosen._cutlass.norm_swiglu
+    assert linear.project_taps == chosen._torch.project_taps
+    assert chosen.for_rows(8).norm_swiglu == chosen._fused.norm_swiglu
+    assert set(chosen.plan) == {
+        f"{backend}_{x}" for backend in ("torch", "cutlass") for x in ("normed", "product")
+    }
+    elsewhere = layers(weights_of(), backend=table, architecture="sm_100")
+    assert elsewhere._cutlass is None
+    assert str(elsewhere.choices[3]) == (
+        "norm_swiglu: fused up to 8 rows, torch above (CUTLASS's kernels need sm_90, got sm_100)"
+    )
+
+
+def test_cutlass_stores_no_product_of_gate_and_up() -> None:
+    w, rows = weights_of(), 64
+    widths = {name: x.shape[0] // rows for name, x in CutlassLinear.plan_buffers(w, rows).items()}
+    assert widths == {"cutlass_normed": 3 * 64, "cutlass_product": 8 * 64}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "architecture", "reason"),
+    [
+        ({}, "sm_100", "project_taps: CUTLASS's kernels need sm_90, got sm_100"),
+        ({"hidden": 136}, "sm_90", "project_taps: .* rows that are a multiple of 16, got 136"),
+        ({"tap_width": 41}, "sm_90", "project_taps: .* columns that are a multiple of 8, got 123"),
+        ({"intermediate": 196}, "sm_90", "linear_residual: .* a multiple of 8, got 196"),
+        ({"dtype": E4M3}, "sm_90", FP8_NEEDS_FUSED),
+    ],
+)
+def test_what_cutlass_refuses(sizes: dict[str, Any], architecture: str, reason: str) -> None:
+    with pytest.raises(BackendError, match=reason):
+        layers(weights_of(**sizes), backend="cutlass", architecture=architecture)
+    if "dtype" not in sizes:
+        layers(weights_of(**sizes), backend="cutlass")  # the CPU takes any size
+
+
 REFUSALS: dict[str, tuple[dict[str, int], str, str]] = {
     "taps": ({"tap_width": 72}, "project_taps", "columns that are a multiple of 64, got 72"),
     "head size": ({"head_dim": 96}, "qkv_rope_cache", "a head size of 64 or 128, got 96"),
@@ -307,7 +353,7 @@ def test_only_some_weights_are_fp8() -> None:
 
 def test_there_is_no_such_backend(tmp_path: Path) -> None:
     write_drafter(tmp_path)
-    with pytest.raises(BackendError, match='must be "auto", "fused", "torch" or a LinearTable'):
+    with pytest.raises(BackendError, match='must be "auto", "fused", "torch", "cutlass" or a Lin'):
         Drafter.from_pretrained(tmp_path, linear="cublas", **SIZES)
 
 
@@ -367,6 +413,10 @@ BAD_TABLES: dict[str, tuple[Any, str]] = {
         GOOD | {"entries": [ENTRY | {"op": "lm_head"}]},
         'op` must be one of project_taps, qkv_rope_cache, .*, found "lm_head"',
     ),
+    "above": (
+        GOOD | {"default": GOOD["default"] | {"above": "cublas"}},
+        'field `default.above` must be one of torch, cutlass, found "cublas"',
+    ),
     "weight": (
         GOOD | {"entries": [ENTRY | {"weight": "float8_e4m3fn"}]},
         "weight` must be one of bfloat16, float16, float32, float64, found",
@@ -400,7 +450,7 @@ def test_a_table_that_is_not_there(tmp_path: Path) -> None:
 
 def test_which_kernel_runs_at_how_many_rows() -> None:
     table = LinearTable(
-        FusedRows(0, "x"), {("sm_90", "norm_swiglu", "bfloat16"): FusedRows(256, "x")}
+        FusedRows(0, "x", "cutlass"), {("sm_90", "norm_swiglu", "bfloat16"): FusedRows(256, "x")}
     )
     found = {
         (x.architecture, x.ops, x.weight, x.first_rows): (x.last_rows, x.by_table, x.fused)
@@ -410,8 +460,8 @@ def test_which_kernel_runs_at_how_many_rows() -> None:
     others = tuple(op for op in LINEAR_OPS if op not in gate)
     on_hopper = {key[1:]: value for key, value in found.items() if key[0] == "sm_90"}
     assert on_hopper == {
-        (others, "16-bit", 1): (32, "cuBLAS", "mma.sync"),
-        (others, "16-bit", 33): (None, "cuBLAS", "wgmma"),
+        (others, "16-bit", 1): (32, "CUTLASS", "mma.sync"),
+        (others, "16-bit", 33): (None, "CUTLASS", "wgmma"),
         (gate, "16-bit", 1): (32, "mma.sync", "mma.sync"),
         (gate, "16-bit", 33): (256, "wgmma", "wgmma"),
         (gate, "16-bit", 257): (None, "cuBLAS", "wgmma"),
@@ -429,4 +479,7 @@ def test_a_good_table(tmp_path: Path) -> None:
     table = LinearTable.read(file)
     assert table.find("sm_90", "norm_swiglu", torch.bfloat16) == FusedRows(0, "x")
     assert table.find("sm_90", "norm_swiglu", torch.float16) == FusedRows(32, "x")
+    file.write_text(json.dumps(GOOD | {"entries": [ENTRY | {"above": "cutlass"}]}))
+    found = LinearTable.read(file).find("sm_90", "norm_swiglu", torch.bfloat16)
+    assert found == FusedRows(0, "x", "cutlass")
     assert BUNDLED_TABLE.is_file()

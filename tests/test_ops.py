@@ -33,8 +33,8 @@ DEFINES_SIZES = {
     "qkv_rope_cache": {"x", "q", "k_cache"},
     "plan_attention": {"seq_lens", "positions"},
     "paged_attention": {"q", "k_cache", "block_table"},
-    "linear_residual": {"x", "weight"},
-    "norm_swiglu": {"x", "gate_up"},
+    **{op: {"x", "weight"} for op in ("linear_residual", "gemm", "gemm_residual")},
+    **{op: {"x", "gate_up"} for op in ("norm_swiglu", "gemm_swiglu")},
     "lm_head_topk": {"x", "weight", "ids"},
     "gather_taps": {"taps", "source_row"},
     "norm_rows": {"x"},
@@ -115,20 +115,21 @@ def run_reference(name: str, a: Arguments) -> dict[str, Tensor]:
         return {"out": out}
     if name == "plan_attention":
         return {"work": planned(a)}
-    if name == "linear_residual":
+    if name == "gemm":
+        return {"out": torch.addmm(a["bias"], a["x"][:n], a["weight"].T)}
+    if name in ("linear_residual", "gemm_residual"):
         residual = reference.linear_residual(a["x"][:n], a["weight"], a["bias"], a["residual"][:n])
         return {"residual": residual, "sum_squares": reference.sum_squares(residual)}
     if name == "norm_swiglu":
         return {"out": reference.norm_swiglu(a["x"][:n], a["norm_weight"], a["gate_up"], a["eps"])}
     if name == "gather_taps":
-        out = reference.gather_taps(
-            a["taps"], a["source_row"][:n], a["input_norm"], a["fc_norms"], a["eps"]
-        )
-        return {"out": out}
+        norms = a["input_norm"], a["fc_norms"]
+        return {"out": reference.gather_taps(a["taps"], a["source_row"][:n], *norms, a["eps"])}
     if name == "norm_rows":
         return {"out": reference.rms_norm(a["x"][:n], a["norm_weight"], a["eps"])}
-    if name == "gate_rows":
-        return {"out": reference.gate_rows(a["gate_up"][:n])}
+    if name in ("gate_rows", "gemm_swiglu"):
+        product = a["gate_up"][:n] if name == "gate_rows" else a["x"][:n] @ a["gate_up"].T
+        return {"out": reference.gate_rows(product)}
     if name == "rope_cache":
         q, k, v = reference.rope_heads(
             a["heads"][:n], a["q_norm"], a["k_norm"], a["rope"], a["positions"][:n],
@@ -167,12 +168,12 @@ def run_reference(name: str, a: Arguments) -> dict[str, Tensor]:
         nodes = a["row_start"], a["candidates"]
         logits = apply_penalties(a["logits"], *nodes, occurrences, penalties, a["parents"])
         return {"logits": logits}
-    noise = Noise(a["noise_keys"], a["noise_positions"], a["temperature"])
-    ids, logits, lse = reference.lm_head_topk(
+    noise = Noise(*(a[x] for x in ("noise_keys", "noise_positions", "temperature")))
+    found = reference.lm_head_topk(
         a["x"], a["sample_rows"], a["norm_weight"], a["weight"], a["draft_to_target"],
         a["ids"].shape[1], a["eps"], vocab_subset=a["vocab_subset"], noise=noise,
     )  # fmt: skip
-    return {"ids": ids, "logits": logits, "lse": lse}
+    return dict(zip(OUTPUTS["lm_head_topk"], found, strict=True))
 
 
 def planned(a: Arguments) -> Tensor:
@@ -240,9 +241,8 @@ def test_writes_only_its_outputs_and_rows(name: str, device: Device) -> None:
         x = arguments[output]
         if output == "sum_squares":
             x = x.T
-        is_whole = name in WHOLE_OUTPUTS or output in WHOLE_WITH_ROWS
-        is_rows = not is_whole and not output.endswith("_cache")
-        if is_rows and has_row_count:
+        is_whole = name in WHOLE_OUTPUTS or output in WHOLE_WITH_ROWS or output.endswith("_cache")
+        if not is_whole and has_row_count:
             assert (x[N_REAL:] == SENTINEL).all(), f"{output}: wrote rows that do not exist"
         if output.endswith("_cache") and name != "compact_cache":
             slots = arguments["slots"][:N_REAL]
@@ -347,7 +347,7 @@ def test_public_function_allocates_what_it_returns(name: str, device: Device) ->
     plain = clone(arguments)
     given = {n: x for n, x in plain.items() if n not in OUTPUTS[name] or n.endswith("_cache")}
     given.pop("workspace", None)
-    if name == "linear_residual":
+    if name in ("linear_residual", "gemm_residual"):
         given["residual"] = plain["residual"]
     if name in ("plan_attention", "prepare_inputs", "prune_rows"):
         given["work"] = plain["work"]

@@ -49,7 +49,7 @@ def test_options() -> None:
         ({"cuda_graphs": 1}, "cuda_graphs must be of type bool, got 1"),
         ({"max_target_rows": True}, "max_target_rows must be of type int, got True"),
         ({"max_target_rows": 0}, "max_target_rows must be at least 1, got 0"),
-        ({"linear": "cublas"}, "linear must be one of auto, fused, torch, got 'cublas'"),
+        ({"linear": "cublas"}, "linear must be one of auto, fused, torch, cutlass, got 'cublas'"),
         ({"draft_length": "3"}, "draft_length must be one of fixed, auto, got '3'"),
         ({"draft_length": 3}, "draft_length must be of type str, got 3"),
         ({"row_cost": -0.5}, "row_cost must be at least 0, got -0.5"),

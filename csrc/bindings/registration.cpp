@@ -11,7 +11,7 @@ namespace {
 template <class Visit>
 void for_each_op(Visit const& visit) {
   for (auto const ops : {input_ops(), layer_ops(), attention_ops(), pruning_ops(), head_ops(),
-                         row_ops(), tree_ops()}) {
+                         gemm_ops(), row_ops(), tree_ops()}) {
     for (CudaOp const& op : ops) {
       visit(op);
     }

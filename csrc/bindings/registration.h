@@ -16,6 +16,7 @@ struct CudaOp {
 std::span<CudaOp const> input_ops();
 std::span<CudaOp const> layer_ops();
 std::span<CudaOp const> attention_ops();
+std::span<CudaOp const> gemm_ops();
 std::span<CudaOp const> pruning_ops();
 std::span<CudaOp const> row_ops();
 std::span<CudaOp const> head_ops();

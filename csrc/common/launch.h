@@ -36,6 +36,7 @@ struct LaunchPlan {
   dim3 block;
   size_t smem_bytes = 0;
   cudaStream_t stream = nullptr;
+  int cluster = 1;  // blocks, along x
 };
 
 template <class... KernelArgs, class... Args>
@@ -61,17 +62,19 @@ cudaError_t launch(void (*kernel)(KernelArgs...), LaunchPlan const& plan, Args&&
     }
   }
 
-  cudaLaunchAttribute overlap_with_previous{};
-  overlap_with_previous.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap_with_previous.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2] = {};  // of devices that have them
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim = {unsigned(plan.cluster), 1, 1};
 
   cudaLaunchConfig_t config{};
   config.gridDim = plan.grid;
   config.blockDim = plan.block;
   config.dynamicSmemBytes = plan.smem_bytes;
   config.stream = plan.stream;
-  config.attrs = &overlap_with_previous;
-  config.numAttrs = compute_major >= 9 ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = compute_major < 9 ? 0 : plan.cluster > 1 ? 2 : 1;
   return cudaLaunchKernelEx(&config, kernel, static_cast<Args&&>(args)...);
 }
 

@@ -68,8 +68,8 @@ struct WideConfig {
 
   // Where an equal share of the registers is too little for a product.
   static constexpr bool kMovesRegisters = kTokens != 128;
-  static constexpr int kConsumerRegisters = kTokens == 64 ? 96 : kIsE4M3 ? 216 : 224;
-  static constexpr int kProducerRegisters = kTokens == 64 ? 40 : kIsE4M3 ? 72 : 56;
+  static constexpr int kConsumerRegisters = kTokens == 64 ? 96 : 224;
+  static constexpr int kProducerRegisters = kTokens == 64 ? 40 : 56;
 
   using Queue = RowQueue<kTile.queue / 2, kProducers, kStages * kTokens>;
 
@@ -223,8 +223,8 @@ class WideCta {
   CUTLASS_DEVICE void produce(int thread, int num_tokens) {
     if constexpr (Config::kIsE4M3) {
       RowQuantizer<Element, Config::kTokens, Config::kProducers, typename Config::Queue> rows(
-          params_.input, shared_.tile_rows, shared_.queue, thread, num_tokens,
-          params_.weight.columns, column(begin_), end_ - begin_);
+          params_.input, shared_.tile_rows, shared_.queue, num_tokens, column(begin_),
+          end_ - begin_);
       for (int stage = 0; stage < Config::kStages; ++stage) {
         rows.clear_rest(shared_.rows[stage], scales(stage));
       }

@@ -43,18 +43,14 @@ class RowQuantizer {
   static constexpr int kPlaces = Queue::kPlaces;
   static constexpr int kStepTokens = kThreads / kBlockVecs;
 
-  // For `num_blocks` blocks of rows of so many columns, the first one at `column`, the one after the
-  // last of a row at column 0 again. Starts to copy.
+  // For `num_blocks` blocks of rows, the first one at `column`, the one after the last of a row at
+  // column 0 again. Starts to copy.
   CUTLASS_DEVICE RowQuantizer(LinearInput const& input, TileRows<kTokens> const& rows, Queue& queue,
-                              int thread, int num_tokens, int columns, int column, int num_blocks)
+                              int num_tokens, int column, int num_blocks)
       : input_(input),
         rows_(rows),
         queue_(queue),
-        thread_(thread),
-        vec_(thread % kBlockVecs),
-        token_(thread / kBlockVecs),
         num_steps_((num_tokens + kStepTokens - 1) / kStepTokens),
-        columns_(columns),
         column_(column),
         copied_column_(column),
         to_copy_(num_blocks * num_steps_) {
@@ -68,10 +64,11 @@ class RowQuantizer {
   // Fills what no step fills, once: zeros.
   CUTLASS_DEVICE void clear_rest(RowBlock<kTokens>& block, float* scales) const {
 #pragma unroll 1
-    for (int token = token_ + num_steps_ * kStepTokens; token < kTokens; token += kStepTokens) {
+    for (int token = first_token() + num_steps_ * kStepTokens; token < kTokens;
+         token += kStepTokens) {
       store(block, token, 0, {0, 0});
       store(block, token, 1, {0, 0});
-      if (vec_ == 0) {
+      if (vec() == 0) {
         scales[token] = 0.0f;
       }
     }
@@ -84,7 +81,7 @@ class RowQuantizer {
     CUTLASS_PRAGMA_UNROLL
     for (int half = 0; half < 2; ++half) {
       int const column = column_ + half * kBlockColumns;
-      group[half] = input_.norms_each_tap && column < columns_ ? column / input_.tap_width : 0;
+      group[half] = input_.norms_each_tap && column < columns() ? column / input_.tap_width : 0;
       weight[half] = ToFloat::convert(norm_weight_[half]);
     }
     column_ = next_column(column_);
@@ -92,15 +89,21 @@ class RowQuantizer {
 #pragma unroll 1
     for (int step = 0; step < num_steps_; ++step) {
       cute::cp_async_wait<kPlaces - 1>();
-      quantize(block, scales, token_ + step * kStepTokens, weight, group);
+      quantize(block, scales, first_token() + step * kStepTokens, weight, group);
       copy_next(place_);
       place_ = place_ + 1 == kPlaces ? 0 : place_ + 1;
     }
   }
 
  private:
+  // Not kept, for registers are few.
+  CUTLASS_DEVICE static int thread() { return threadIdx.x % kThreads; }
+  CUTLASS_DEVICE static int vec() { return thread() % kBlockVecs; }
+  CUTLASS_DEVICE static int first_token() { return thread() / kBlockVecs; }
+  CUTLASS_DEVICE int columns() const { return input_.num_taps * input_.tap_width; }
+
   CUTLASS_DEVICE int next_column(int column) const {
-    return column + kScaleColumns < columns_ ? column + kScaleColumns : 0;
+    return column + kScaleColumns < columns() ? column + kScaleColumns : 0;
   }
 
   // Reads the norm's weights of the block that fill() is called for next.
@@ -112,9 +115,9 @@ class RowQuantizer {
     for (int half = 0; half < 2; ++half) {
       int const column = column_ + half * kBlockColumns;
       norm_weight_[half].clear();
-      if (column < columns_) {
+      if (column < columns()) {
         norm_weight_[half] = *reinterpret_cast<Vec const*>(
-            static_cast<Element const*>(input_.norm_weight) + column + vec_ * kVecElems);
+            static_cast<Element const*>(input_.norm_weight) + column + vec() * kVecElems);
       }
     }
   }
@@ -123,17 +126,17 @@ class RowQuantizer {
   // rows and columns that are not there. A group for each call.
   CUTLASS_DEVICE void copy_next(int place) {
     if (to_copy_ > 0) {
-      int const source = rows_.source_row[token_ + copied_step_ * kStepTokens];
+      int const source = rows_.source_row[first_token() + copied_step_ * kStepTokens];
       CUTLASS_PRAGMA_UNROLL
       for (int half = 0; half < 2; ++half) {
         int const column = copied_column_ + half * kBlockColumns;
-        bool const exists = column < columns_;
+        bool const exists = column < columns();
         int const tap = exists ? column / input_.tap_width : 0;
         auto const* from = static_cast<Element const*>(input_.taps[tap]) +
                            int64_t(max(source, 0)) * input_.tap_width +
-                           (exists ? column - tap * input_.tap_width : 0) + vec_ * kVecElems;
+                           (exists ? column - tap * input_.tap_width : 0) + vec() * kVecElems;
         Copy::copy(*reinterpret_cast<cute::uint128_t const*>(from),
-                   reinterpret_cast<cute::uint128_t&>(queue_.vecs[place][half][thread_]),
+                   reinterpret_cast<cute::uint128_t&>(queue_.vecs[place][half][thread()]),
                    exists && source >= 0);
       }
       --to_copy_;
@@ -154,7 +157,7 @@ class RowQuantizer {
     CUTLASS_PRAGMA_UNROLL
     for (int half = 0; half < 2; ++half) {
       values[half] =
-          ToFloat::convert(reinterpret_cast<Vec const&>(queue_.vecs[place_][half][thread_]));
+          ToFloat::convert(reinterpret_cast<Vec const&>(queue_.vecs[place_][half][thread()]));
       rstd[half] = 1.0f;
       if (has_norm) {
         rstd[half] = rows_.rstd[group[half]][token];
@@ -176,24 +179,20 @@ class RowQuantizer {
       auto const codes = ToE4M3::convert(values[half]);
       store(block, token, half, reinterpret_cast<uint2 const&>(codes));
     }
-    if (vec_ == 0) {
+    if (vec() == 0) {
       scales[token] = scale.scale;
     }
   }
 
   CUTLASS_DEVICE void store(RowBlock<kTokens>& block, int token, int half, uint2 codes) const {
-    auto& vec = block.vecs[swizzled_vec(token, half * (kBlockVecs / 2) + vec_ / 2)];
-    reinterpret_cast<uint2*>(&vec)[vec_ % 2] = codes;
+    auto& place = block.vecs[swizzled_vec(token, half * (kBlockVecs / 2) + vec() / 2)];
+    reinterpret_cast<uint2*>(&place)[vec() % 2] = codes;
   }
 
   LinearInput const& input_;
   TileRows<kTokens> const& rows_;
   Queue& queue_;
-  int thread_;
-  int vec_;
-  int token_;  // of the first step
   int num_steps_;
-  int columns_;
   int column_;  // of the block that is filled next
   int place_ = 0;
   int copied_column_;  // of the step that is copied next

@@ -47,6 +47,25 @@ struct LinearPartition {
   }
 };
 
+// Tiles of rows of the clusters of csrc/collectives, for the rows that exist.
+P_EAGLE_HOST_DEVICE constexpr int collective_row_tiles(int cluster, int num_rows) {
+  int const rows = CollectiveTile::kRows * cluster;
+  return (num_rows + rows - 1) / rows;
+}
+
+// Deals the tiles of the rows that exist to clusters. They are cut unless whole ones keep nine tenths
+// of the clusters busy: parts of a tile cost a trip through L2.
+P_EAGLE_HOST_DEVICE constexpr LinearPartition collective_partition(int cluster, int num_rows,
+                                                                   int weight_rows, int columns,
+                                                                   int num_clusters) {
+  int const num_tiles =
+      collective_row_tiles(cluster, num_rows) *
+      ((weight_rows + CollectiveTile::kWeightRows - 1) / CollectiveTile::kWeightRows);
+  int const places = (num_tiles + num_clusters - 1) / num_clusters * num_clusters;
+  return LinearPartition::make(num_tiles, (columns + kBlockColumns - 1) / kBlockColumns,
+                               num_clusters, 10 * num_tiles < 9 * places);
+}
+
 // Where the parts of a tile that is cut lie until the last of its CTAs adds them up. A CTA has two
 // slots: one for the tile that it continues, one for the tile that it begins. Counters go by the CTA
 // that begins the tile, since a CTA begins at most one that is cut. They lie at the same place for
@@ -84,7 +103,8 @@ constexpr int64_t linear_workspace_bytes(int num_sms) {
     LinearWorkspaceLayout const layout{tile.partial_floats()};
     bytes = std::max(bytes, layout.size(wide_grid(num_sms)));
   }
-  return bytes;
+  LinearWorkspaceLayout const layout{CollectiveTile{}.partial_floats()};
+  return std::max(bytes, layout.size(wide_grid(num_sms)));
 }
 
 }  // namespace p_eagle

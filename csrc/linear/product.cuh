@@ -39,19 +39,21 @@ class TileParts {
  public:
   using Product = Accumulator<Config::kTokens>;
 
-  CUTLASS_DEVICE TileParts(LinearWorkspace const& workspace, LinearPartition const& partition)
-      : base_(static_cast<char*>(workspace.data)), partition_(partition) {}
+  // Where the partition deals with clusters, each of their CTAs has tiles of its own.
+  CUTLASS_DEVICE TileParts(LinearWorkspace const& workspace, LinearPartition const& partition,
+                           int cluster = 1)
+      : base_(static_cast<char*>(workspace.data)), partition_(partition), cluster_(cluster) {}
 
   // Leaves the CTA's part of a tile, which has the tile's first unit or only later ones, for
   // whoever arrives last. Returns whether this CTA does. Octets of tokens from `num_octets` on do
   // not exist.
   CUTLASS_DEVICE bool leave(int tile, bool begins_tile, Product const& acc, int num_octets,
                             bool& is_last) const {
-    store(blockIdx.x, begins_tile, acc, num_octets);
+    store(blockIdx.x / cluster_, begins_tile, acc, num_octets);
     Config::sync();
     if (threadIdx.x == 0) {
       int const first_cta = this->first_cta(tile);
-      is_last = arrives_last(reinterpret_cast<int32_t*>(base_) + first_cta,
+      is_last = arrives_last(reinterpret_cast<int32_t*>(base_) + in_grid(first_cta),
                              last_cta(tile) - first_cta + 1);
     }
     Config::sync();
@@ -92,9 +94,12 @@ class TileParts {
 
   CUTLASS_DEVICE float4* place(int cta, bool begins_tile) const {
     constexpr LinearWorkspaceLayout kLayout{Config::kTile.partial_floats()};
-    return reinterpret_cast<float4*>(base_ + kLayout.partial_offset(cta, begins_tile)) +
+    return reinterpret_cast<float4*>(base_ + kLayout.partial_offset(in_grid(cta), begins_tile)) +
            threadIdx.x;
   }
+
+  // Of this CTA's place in the cluster.
+  CUTLASS_DEVICE int in_grid(int cta) const { return cta * cluster_ + blockIdx.x % cluster_; }
 
   CUTLASS_DEVICE void store(int cta, bool begins_tile, Product const& acc, int num_octets) const {
     float4* const part = place(cta, begins_tile);
@@ -109,6 +114,7 @@ class TileParts {
 
   char* base_;
   LinearPartition const& partition_;
+  int cluster_;
 };
 
 }  // namespace p_eagle

@@ -84,6 +84,25 @@ constexpr WideTile wide_tile(int num_rows, int weight_bytes) {
   throw std::invalid_argument("wide_tile: no such tile");
 }
 
+// A tile of the kernel of csrc/collectives, for 16-bit weights and many rows: two warpgroups multiply
+// 64 rows of the batch each by as many of the weight as the registers hold a product of.
+struct CollectiveTile {
+  static constexpr int kRows = 128;  // of the batch
+  static constexpr int kWeightRows = 256;
+  static constexpr int kConsumers = 256;
+  static constexpr int kThreads = kConsumers + 128;
+  static constexpr int kStages = 4;
+
+  int cluster;  // CTAs that share the weight's blocks, their rows one below the other
+
+  constexpr int partial_floats() const { return kRows * kWeightRows; }
+};
+
+// The tile for buffers of so many rows. Two CTAs that share weights read a third less from L2, which
+// 9 TB/s would have to come from otherwise to keep the tensor cores busy (predicted); but the second
+// has nothing to do where an odd number of row tiles exists, which costs more the fewer there are.
+constexpr CollectiveTile collective_tile(int max_rows) { return {max_rows <= 512 ? 1 : 2}; }
+
 // The fewest tokens of a tile that hold so many rows.
 constexpr int tile_tokens(int num_rows) { return num_rows <= 8 ? 8 : num_rows <= 16 ? 16 : 32; }
 

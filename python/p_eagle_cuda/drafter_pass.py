@@ -21,11 +21,12 @@ from p_eagle_cuda.weights import DrafterWeights, LayerWeights
 # on an H200 (790 TFLOP/s, 4.3 TB/s: 184 rows); the two further launches are worth some 15 rows.
 PRUNE_ABOVE = 192
 
-# What a pass calls, on either backend of the linear layers.
+# What a pass calls, on any backend of the linear layers.
 PASS_OPS = (
-    "embed_norm_concat", "gate_rows", "gather_taps", "linear_residual", "lm_head_topk",
-    "norm_rows", "norm_swiglu", "paged_attention", "plan_attention", "prepare_inputs",
-    "project_taps", "prune_rows", "qkv_rope_cache", "rope_cache",
+    "embed_norm_concat", "gate_rows", "gather_taps", "gemm", "gemm_residual", "gemm_swiglu",
+    "linear_residual", "lm_head_topk", "norm_rows", "norm_swiglu", "paged_attention",
+    "plan_attention", "prepare_inputs", "project_taps", "prune_rows", "qkv_rope_cache",
+    "rope_cache",
 )  # fmt: skip
 
 

@@ -1,10 +1,11 @@
-"""The linear layers of a drafter, on two backends, and which of them runs at how many rows.
+"""The linear layers of a drafter, on three backends, and which of them runs at how many rows.
 
 `FusedLinear` calls the fused ops, which stream every weight once for up to 32 rows, and on Hopper
 once for up to 256, but for FP8 weights with other activations. `TorchLinear` leaves the product to
 torch, that is, cuBLAS, with row kernels around it: for many rows, for sizes that the fused kernels
-refuse, and as what they are measured against. `LinearLayers` has both, and chooses for each op by
-the table of `p_eagle_cuda.linear_table`.
+refuse, and as what they are measured against. `CutlassLinear` has the ops of
+`p_eagle_cuda.ops.gemm` in its place, for many rows on Hopper. `LinearLayers` has them all, and
+chooses for each op by the table of `p_eagle_cuda.linear_table`.
 """
 
 from __future__ import annotations
@@ -18,15 +19,13 @@ import torch
 from torch import Tensor
 
 from p_eagle_cuda import ops
-from p_eagle_cuda._registry import check_tensor
-from p_eagle_cuda.buffers import BufferSpec
 from p_eagle_cuda.errors import BackendError
-from p_eagle_cuda.linear_table import LINEAR_OPS, LinearTable
+from p_eagle_cuda.linear_products import FP8_NEEDS_FUSED, CutlassLinear, TorchLinear
+from p_eagle_cuda.linear_table import BACKENDS, CUTLASS_ARCHITECTURES, LINEAR_OPS, LinearTable
+from p_eagle_cuda.ops.gemm import COLUMN_MULTIPLE, ROW_MULTIPLE
 from p_eagle_cuda.ops.layers import CUDA_HEAD_DIMS
 from p_eagle_cuda.reference import STATISTIC_COLUMNS
 from p_eagle_cuda.weights import DrafterWeights
-
-FP8_NEEDS_FUSED = "fp8 weights need the fused kernels, at most 32 rows at a time"
 
 
 class LinearBackend(Protocol):
@@ -133,148 +132,6 @@ class FusedLinear:
         return sums
 
 
-class TorchLinear:
-    """Products by torch, into buffers that are made once, with row kernels before and after.
-
-    The products are of all R rows, because the host does not know how many exist. Numerics: what is
-    between a product and its row kernel is rounded to the working dtype, as in the reference.
-    cuBLAS adds parts of a long product in 16 bits where torch.backends.cuda.matmul allows that.
-    """
-
-    def __init__(self, weights: DrafterWeights, max_rows: int) -> None:
-        """Make the buffers for passes of up to `max_rows` rows of a drafter."""
-        self.plan = self.plan_buffers(weights, max_rows)
-        device = weights.fc.device
-        self._normed = self.plan["torch_normed"].allocate(device)
-        self._product = self.plan["torch_product"].allocate(device)
-
-    @staticmethod
-    def plan_buffers(weights: DrafterWeights, max_rows: int) -> dict[str, BufferSpec]:
-        """The buffers for passes of up to `max_rows` rows."""
-        hidden, gathered = weights.fc.shape
-        products = [w.shape[0] for layer in weights.layers for w in (layer.qkv, layer.gate_up)]
-
-        # Zeros, so that rows that were never written are not read as NaN, which some CPUs and
-        # people stumble over. What they become reaches no row that exists.
-        def rows(width: int) -> BufferSpec:
-            return BufferSpec((max_rows * width,), weights.norm.dtype, is_zeroed=True)
-
-        return {"torch_normed": rows(max(hidden, gathered)), "torch_product": rows(max(products))}
-
-    def project_taps(
-        self,
-        taps: Sequence[Tensor],
-        source_row: Tensor,
-        num_rows: Tensor,
-        weight: Tensor,
-        input_norm: Tensor | None,
-        fc_norms: Tensor | None,
-        eps: float,
-        out: Tensor,
-        *,
-        weight_scale: Tensor | None = None,
-    ) -> Tensor:
-        """See `LinearBackend`."""
-        _refuse_fp8("project_taps", weight_scale)
-        columns = sum(tap.shape[-1] for tap in taps)
-        check_tensor("project_taps", "weight", weight, out.dtype, out.shape[-1], columns)
-        x = _rows(self._normed, source_row.numel(), columns)
-        ops.gather_taps(taps, source_row, num_rows, input_norm, fc_norms, eps, x)
-        return torch.mm(x, weight.T, out=out)
-
-    def qkv_rope_cache(
-        self,
-        x: Tensor,
-        norm_weight: Tensor | None,
-        weight: Tensor,
-        bias: Tensor | None,
-        q_norm: Tensor | None,
-        k_norm: Tensor | None,
-        rope: Tensor,
-        positions: Tensor,
-        slots: Tensor,
-        num_rows: Tensor,
-        k_scale: Tensor,
-        v_scale: Tensor,
-        eps: float,
-        k_cache: Tensor,
-        v_cache: Tensor,
-        q: Tensor,
-        *,
-        sum_squares: Tensor | None = None,
-        weight_scale: Tensor | None = None,
-        mask_heads: Tensor | None = None,
-        source_row: Tensor | None = None,
-    ) -> Tensor:
-        """See `LinearBackend`."""
-        del mask_heads, source_row  # the product is of all rows, mask rows among them
-        _refuse_fp8("qkv_rope_cache", weight_scale)
-        width = (q.shape[1] + 2 * k_cache.shape[1]) * q.shape[2]
-        check_tensor("qkv_rope_cache", "weight", weight, x.dtype, width, x.shape[-1])
-        if norm_weight is not None:
-            x = self._norm(x, norm_weight, num_rows, eps, sum_squares)
-        heads = _rows(self._product, len(x), width)
-        if bias is None:
-            torch.mm(x, weight.T, out=heads)
-        else:
-            torch.addmm(bias, x, weight.T, out=heads)
-        return ops.rope_cache(
-            heads, q_norm, k_norm, rope, positions, slots, num_rows, k_scale, v_scale, eps,
-            k_cache, v_cache, q,
-        )  # fmt: skip
-
-    def linear_residual(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        num_rows: Tensor,
-        residual: Tensor,
-        sum_squares: Tensor,
-        *,
-        weight_scale: Tensor | None = None,
-    ) -> Tensor | None:
-        """See `LinearBackend`."""
-        del num_rows, sum_squares  # the norm that follows takes its sums from the rows
-        _refuse_fp8("linear_residual", weight_scale)
-        check_tensor("linear_residual", "weight", weight, x.dtype, residual.shape[-1], x.shape[-1])
-        if bias is not None:
-            residual.add_(bias)
-        residual.addmm_(x, weight.T)
-        return None
-
-    def norm_swiglu(
-        self,
-        x: Tensor,
-        norm_weight: Tensor,
-        gate_up: Tensor,
-        num_rows: Tensor,
-        eps: float,
-        out: Tensor,
-        *,
-        sum_squares: Tensor | None = None,
-        gate_up_scale: Tensor | None = None,
-    ) -> Tensor:
-        """See `LinearBackend`."""
-        _refuse_fp8("norm_swiglu", gate_up_scale)
-        check_tensor("norm_swiglu", "gate_up", gate_up, x.dtype, 2 * out.shape[-1], x.shape[-1])
-        normed = self._norm(x, norm_weight, num_rows, eps, sum_squares)
-        product = _rows(self._product, len(x), gate_up.shape[0])
-        torch.mm(normed, gate_up.T, out=product)
-        return ops.gate_rows(product, num_rows, out)
-
-    def _norm(
-        self,
-        x: Tensor,
-        norm_weight: Tensor,
-        num_rows: Tensor,
-        eps: float,
-        sum_squares: Tensor | None,
-    ) -> Tensor:
-        out = _rows(self._normed, *x.shape)
-        return ops.norm_rows(x, norm_weight, num_rows, eps, out, sum_squares=sum_squares)
-
-
 @dataclass(frozen=True)
 class LinearChoice:
     """Which backend runs an op."""
@@ -282,14 +139,15 @@ class LinearChoice:
     op: str
     fused_rows: int | None  # the most rows that the fused kernel gets; None: any number
     reason: str
+    above: str = "torch"  # what has more rows than those, or "cutlass"
 
     def __str__(self) -> str:
         if self.fused_rows is None:
             backend = "fused"
         elif self.fused_rows == 0:
-            backend = "torch"
+            backend = self.above
         else:
-            backend = f"fused up to {self.fused_rows} rows, torch above"
+            backend = f"fused up to {self.fused_rows} rows, {self.above} above"
         return f"{self.op}: {backend} ({self.reason})"
 
 
@@ -329,43 +187,47 @@ class LinearLayers:
             num_taps: n, tapped layers of the target.
             max_rows: Most rows of a pass.
             workspace: Of the stream, from `ops.linear_workspace`.
-            backend: "fused" or "torch" for all ops and rows; "auto" for the table that comes with
-                the package; or a table. With a table, what the fused kernels refuse runs on torch,
-                and FP8 weights run fused.
+            backend: "fused", "torch" or "cutlass" for all ops and rows; "auto" for the table that
+                comes with the package; or a table. With a table, what the fused or CUTLASS's
+                kernels refuse runs on torch, and FP8 weights run fused.
             architecture: Of the device, such as "sm_90" or "cpu"; that of the weights if None.
 
         Raises:
             BackendError: There is no such backend, or it cannot run these weights.
         """
-        if isinstance(backend, str) and backend not in ("auto", "fused", "torch"):
-            raise BackendError(
-                f'linear must be "auto", "fused", "torch" or a LinearTable, got {backend!r}'
-            )
+        if isinstance(backend, str) and backend not in BACKENDS:
+            names = ", ".join(f'"{x}"' for x in BACKENDS)
+            raise BackendError(f"linear must be {names} or a LinearTable, got {backend!r}")
         architecture = architecture or architecture_of(weights.fc.device)
         table = LinearTable.read() if backend == "auto" else backend
         layers = _weights_by_op(weights)
         refusals = fused_refusals(weights, num_taps) if architecture != "cpu" else {}
+        on_cutlass = cutlass_refusals(weights, architecture)
         self.choices = tuple(
-            choose_backend(op, table, architecture, layers[op][0].dtype, refusals.get(op))
+            choose_backend(
+                op, table, architecture, layers[op][0].dtype, refusals.get(op), on_cutlass.get(op)
+            )
             for op in LINEAR_OPS
         )
-        self._fused_rows = {choice.op: choice.fused_rows for choice in self.choices}
+        self._choices = {choice.op: choice for choice in self.choices}
         self._fused = FusedLinear(workspace, fp8_activations=weights.fp8_activations)
-        needs_torch = any(
-            rows is not None and rows < max_rows for rows in self._fused_rows.values()
-        )
-        self._torch = TorchLinear(weights, max_rows) if needs_torch else None
-        self.plan = self._torch.plan if self._torch else {}  # of the buffers made here
+        above = {
+            x.above for x in self.choices if x.fused_rows is not None and x.fused_rows < max_rows
+        }
+        self._torch = TorchLinear(weights, max_rows) if "torch" in above else None
+        self._cutlass = CutlassLinear(weights, max_rows, workspace) if "cutlass" in above else None
+        made = [x for x in (self._torch, self._cutlass) if x is not None]
+        self.plan = {name: spec for x in made for name, spec in x.plan.items()}  # made here
 
     def for_rows(self, num_rows: int) -> LinearPass:
         """The layers for passes whose buffers have so many rows."""
         return LinearPass(**{op: self._backend(op, num_rows) for op in LINEAR_OPS})
 
     def _backend(self, op: str, num_rows: int) -> LinearBackend:
-        limit = self._fused_rows[op]
-        if limit is None or num_rows <= limit or self._torch is None:
+        choice = self._choices[op]
+        if choice.fused_rows is None or num_rows <= choice.fused_rows:
             return self._fused
-        return self._torch
+        return (self._cutlass if choice.above == "cutlass" else self._torch) or self._fused
 
 
 def architecture_of(device: torch.device) -> str:
@@ -407,8 +269,33 @@ def size_refusals(
     return refusals
 
 
+def cutlass_refusals(weights: DrafterWeights, architecture: str) -> dict[str, str]:
+    """Why CUTLASS's kernels cannot run a drafter's linear layers, for the ops where it is so.
+
+    Each reason is one that the op would give there; a CPU runs all.
+    """
+    if architecture == "cpu":
+        return {}
+    if architecture not in CUTLASS_ARCHITECTURES:
+        known = " or ".join(CUTLASS_ARCHITECTURES)
+        return dict.fromkeys(LINEAR_OPS, f"CUTLASS's kernels need {known}, got {architecture}")
+    refusals = {}
+    for op, matrices in _weights_by_op(weights).items():
+        for what, axis, multiple in (("rows", 0, ROW_MULTIPLE), ("columns", 1, COLUMN_MULTIPLE)):
+            for size in sorted(x.shape[axis] for x in matrices if x.shape[axis] % multiple):
+                refusals[op] = (
+                    f"CUTLASS's kernels need {what} that are a multiple of {multiple}, got {size}"
+                )
+    return refusals
+
+
 def choose_backend(
-    op: str, table: str | LinearTable, architecture: str, weight: torch.dtype, refusal: str | None
+    op: str,
+    table: str | LinearTable,
+    architecture: str,
+    weight: torch.dtype,
+    refusal: str | None,
+    cutlass_refusal: str | None = None,
 ) -> LinearChoice:
     """Which backend runs an op whose weights have this dtype; see `LinearLayers`.
 
@@ -416,10 +303,12 @@ def choose_backend(
         BackendError: None can.
     """
     is_fp8 = weight == torch.float8_e4m3fn
-    if table == "torch":
+    if table in ("torch", "cutlass"):
         if is_fp8:
             raise BackendError(f"{op}: {FP8_NEEDS_FUSED}")
-        return LinearChoice(op, 0, "as asked for")
+        if table == "cutlass" and cutlass_refusal is not None:
+            raise BackendError(f"{op}: {cutlass_refusal}")
+        return LinearChoice(op, 0, "as asked for", table)
     if refusal is not None and (table == "fused" or is_fp8):
         raise BackendError(f"{op}: {refusal}" + (f"; {FP8_NEEDS_FUSED}" if is_fp8 else ""))
     if table == "fused":
@@ -430,7 +319,9 @@ def choose_backend(
         return LinearChoice(op, 0, refusal)
     assert isinstance(table, LinearTable)
     found = table.find(architecture, op, weight)
-    return LinearChoice(op, found.fused_rows, found.measured)
+    if found.above == "cutlass" and cutlass_refusal is not None:
+        return LinearChoice(op, found.fused_rows, cutlass_refusal)
+    return LinearChoice(op, found.fused_rows, found.measured, found.above)
 
 
 def _weights_by_op(weights: DrafterWeights) -> dict[str, list[Tensor]]:
@@ -441,13 +332,3 @@ def _weights_by_op(weights: DrafterWeights) -> dict[str, list[Tensor]]:
         "linear_residual": [matrix for x in layers for matrix in (x.o, x.down)],
         "norm_swiglu": [x.gate_up for x in layers],
     }
-
-
-def _rows(buffer: Tensor, num_rows: int, width: int) -> Tensor:
-    """The start of a buffer as rows."""
-    return buffer[: num_rows * width].view(num_rows, width)
-
-
-def _refuse_fp8(op: str, scale: Tensor | None) -> None:
-    if scale is not None:
-        raise BackendError(f"{op}: {FP8_NEEDS_FUSED}")

@@ -7,7 +7,8 @@ It is JSON, an object with a default and the entries that take its place::
                   "fused_rows": 24, "measured": "benchmarks/results/linear-sm_90.json"}]}
 
 `fused_rows` is the largest number of rows that the fused kernels take; above it the product is
-torch's. `measured` names the measurement that says so. Which of the fused kernels takes them, the
+torch's, or with `"above": "cutlass"` that of CUTLASS's collectives, on the architectures that have
+them. `measured` names the measurement that says so. Which of the fused kernels takes them, the
 number of rows and the device decide: `kernel_of`.
 """
 
@@ -27,6 +28,9 @@ WEIGHT_DTYPES = ("bfloat16", "float16", "float32", "float64")  # FP8 weights hav
 BUNDLED_TABLE = Path(__file__).parent / "data" / "linear_table.json"
 
 ARCHITECTURES = ("sm_80", "sm_89", "sm_90", "sm_100", "sm_120")  # that kernels are built for
+BACKENDS = ("auto", "fused", "torch", "cutlass")  # of a drafter's linear layers, by name
+CUTLASS_ARCHITECTURES = ("sm_90",)  # that CUTLASS's collectives are built for
+ABOVE = {"torch": "cuBLAS", "cutlass": "CUTLASS"}  # backends of many rows, and whose product it is
 FEW_ROWS = 32  # up to here one kernel runs everywhere; above, weights are read again for these
 
 _ARCHITECTURE = re.compile(r"cpu|sm_[1-9][0-9]+")
@@ -34,10 +38,11 @@ _ARCHITECTURE = re.compile(r"cpu|sm_[1-9][0-9]+")
 
 @dataclass(frozen=True)
 class FusedRows:
-    """Up to how many rows a linear layer runs fused, and the measurement that says so."""
+    """Up to how many rows a linear layer runs fused, what runs it above, and who measured that."""
 
     fused_rows: int
     measured: str
+    above: str = "torch"  # or "cutlass"
 
 
 @dataclass(frozen=True)
@@ -60,14 +65,14 @@ class LinearTable:
         if "default" not in fields:
             raise fields.error("default", "an object")
         default = fields.section("default")
-        _check_names(default, "fused_rows", "measured")
+        _check_names(default, "fused_rows", "measured", "above")
         values = fields.values.get("entries")
         if not isinstance(values, list) or not all(isinstance(x, dict) for x in values):
             raise fields.error("entries", "a list of objects")
         entries: dict[tuple[str, str, str], FusedRows] = {}
         for i, value in enumerate(values):
             entry = ConfigFields(value, file, f"entries[{i}].")
-            _check_names(entry, "architecture", "op", "weight", "fused_rows", "measured")
+            _check_names(entry, "architecture", "op", "weight", "fused_rows", "measured", "above")
             key = _key(entry)
             if key in entries:
                 raise entry.error("op", f"in no second entry for {key[2]} on {key[0]}")
@@ -100,7 +105,7 @@ class LinearPath:
     weight: str  # "16-bit", "fp8" or "w8a8"
     first_rows: int
     last_rows: int | None  # None: no end
-    by_table: str  # "mma.sync", "wgmma" or "cuBLAS"
+    by_table: str  # "mma.sync", "wgmma", "cuBLAS" or "CUTLASS"
     fused: str  # the same with linear="fused"
 
 
@@ -112,12 +117,13 @@ def linear_paths(table: LinearTable) -> list[LinearPath]:
     """
     paths = []
     for architecture in ARCHITECTURES:
-        ops_by_rows: dict[int, list[str]] = {}
+        ops_by_entry: dict[tuple[int, str], list[str]] = {}
         for op in LINEAR_OPS:
-            limit = table.find(architecture, op, torch.bfloat16).fused_rows
-            ops_by_rows.setdefault(limit, []).append(op)
-        for fused_rows, ops in ops_by_rows.items():
-            paths += _paths(architecture, tuple(ops), "16-bit", fused_rows)
+            entry = table.find(architecture, op, torch.bfloat16)
+            above = entry.above if architecture in CUTLASS_ARCHITECTURES else "torch"
+            ops_by_entry.setdefault((entry.fused_rows, ABOVE[above]), []).append(op)
+        for (fused_rows, above), ops in ops_by_entry.items():
+            paths += _paths(architecture, tuple(ops), "16-bit", fused_rows, above)
         for weight in ("fp8", "w8a8"):
             paths += _paths(architecture, LINEAR_OPS, weight, None)
     return paths
@@ -134,7 +140,7 @@ def format_paths(paths: Sequence[LinearPath]) -> str:
 
 
 def _paths(
-    architecture: str, ops: tuple[str, ...], weight: str, fused_rows: int | None
+    architecture: str, ops: tuple[str, ...], weight: str, fused_rows: int | None, above: str = ""
 ) -> list[LinearPath]:
     """The ranges of rows that are treated alike; `fused_rows` of None has no end."""
     found: list[LinearPath] = []
@@ -142,7 +148,7 @@ def _paths(
     for first, following in zip(starts, [*starts[1:], None], strict=True):
         last = None if following is None else following - 1
         fused = kernel_of(architecture, first, weight)
-        by_table = fused if fused_rows is None or first <= fused_rows else "cuBLAS"
+        by_table = fused if fused_rows is None or first <= fused_rows else above
         if found and (found[-1].by_table, found[-1].fused) == (by_table, fused):
             found[-1] = replace(found[-1], last_rows=last)
         else:
@@ -165,7 +171,10 @@ def _fused_rows(entry: ConfigFields) -> FusedRows:
     measured = entry.string("measured", "")
     if not measured:
         raise entry.error("measured", 'the file of a measurement, or "not measured"')
-    return FusedRows(entry.integer("fused_rows", minimum=0), measured)
+    above = entry.string("above", "torch")
+    if above not in ABOVE:
+        raise entry.error("above", f"one of {', '.join(ABOVE)}")
+    return FusedRows(entry.integer("fused_rows", minimum=0), measured, above)
 
 
 def _check_names(fields: ConfigFields, *names: str) -> None:

@@ -21,7 +21,8 @@ from sim.sample_kernels import SAMPLES
 
 _INCLUDE = re.compile(r'^#include ["<](.+)[">].*\n', re.MULTILINE)
 _PRAGMA = re.compile(r"^#pragma once\n", re.MULTILINE)
-_WGMMA = re.compile(r"GMMA::|wgmma\.mma_async")  # CUTLASS's, or the instruction itself
+# CUTLASS's, by itself or in a collective, or the instruction itself.
+_WGMMA = re.compile(r"GMMA::|gemm::collective::|wgmma\.mma_async")
 _LAUNCHER = re.compile(r"^SAMPLE_LAUNCHER (\w+)\(", re.MULTILINE)
 
 

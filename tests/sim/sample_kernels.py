@@ -13,6 +13,7 @@ from torch import Tensor
 from sim import (
     attention_kernels,
     filter_samples,
+    gemm_sample,
     head_sample,
     linear_sample,
     project_kernels,
@@ -162,4 +163,5 @@ SAMPLES: dict[str, Sample] = {
     **head_sample.SAMPLES,
     **tree_samples.SAMPLES,
     **filter_samples.SAMPLES,
+    **gemm_sample.SAMPLES,
 }

@@ -1,4 +1,4 @@
-"""Whole passes with torch's products, the kernels around them on the emulator.
+"""Whole passes with torch's products, and with CUTLASS's: the kernels of either on the emulator.
 
 `test_pass.py` has those of fused layers. Here every kernel has ended when its op returns, as
 torch's products on the CPU need it.
@@ -24,6 +24,7 @@ from sim.linear_cases import workspace
 from test_linear_backends import assert_drafts_right
 
 ROW_OPS = {"gather_taps", "norm_rows", "gate_rows", "rope_cache"}
+GEMMS = {"gemm", "gemm_residual", "gemm_swiglu"}
 
 Names = set[str]
 
@@ -32,7 +33,7 @@ Names = set[str]
 def ran(monkeypatch: pytest.MonkeyPatch) -> Names:
     """Sends the ops of linear layers to the emulator; the names of those that ran there."""
     names: Names = set()
-    for name in ROW_OPS | set(LINEAR_OPS):
+    for name in ROW_OPS | GEMMS | set(LINEAR_OPS):
         op = OnEmulator(name, FOUR["random"], names)
         monkeypatch.setattr(torch.ops.p_eagle, name, op)
     return names
@@ -60,6 +61,14 @@ def test_drafts(variant: str, tmp_path: Path, ran: Names) -> None:
     drafter = Drafter.from_pretrained(tmp_path, dtype=torch.bfloat16, linear="torch", **SIZES)
     assert_drafts_right(tmp_path, drafter, torch.bfloat16)
     assert ran == ROW_OPS
+
+
+def test_drafts_with_cutlass(tmp_path: Path, ran: Names) -> None:
+    """With a bias; no product of gate and up is stored, so nothing gates one."""
+    write_drafter(tmp_path, **VARIANTS["bias"])
+    drafter = Drafter.from_pretrained(tmp_path, dtype=torch.bfloat16, linear="cutlass", **SIZES)
+    assert_drafts_right(tmp_path, drafter, torch.bfloat16)
+    assert ran == ROW_OPS - {"gate_rows"} | GEMMS
 
 
 def test_both_backends_in_one_pass(tmp_path: Path, ran: Names) -> None:

@@ -30,6 +30,7 @@ from p_eagle_cuda.ops.attention import (
     plan_attention,
     slice_work,
 )
+from p_eagle_cuda.ops.gemm import gemm, gemm_residual, gemm_swiglu
 from p_eagle_cuda.ops.head import lm_head_topk
 from p_eagle_cuda.ops.inputs import embed_norm_concat, prepare_inputs, project_taps
 from p_eagle_cuda.ops.layers import linear_residual, norm_swiglu, qkv_rope_cache
@@ -48,6 +49,9 @@ __all__ = [
     "embed_norm_concat",
     "gate_rows",
     "gather_taps",
+    "gemm",
+    "gemm_residual",
+    "gemm_swiglu",
     "implementations",
     "linear_residual",
     "linear_workspace",

@@ -62,6 +62,7 @@ _GAP, _CUBLAS_GAP = 0.7, 1.0  # of programmatic dependent launches in a graph, a
 ASSUMED = {
     "mma.sync": Assumed(0.93, 0.82, 0.5, _GAP),
     "wgmma": Assumed(0.93, 0.82, 0.5, _GAP),
+    "wgmma fp8": Assumed(0.93, 0.82, 0.5, _GAP),
     "cuBLAS": Assumed(0.90, 0.82, 3.0, _CUBLAS_GAP),
     "head": Assumed(0.93, 0.85, 3.0, _GAP),  # its last CTA merges lists
     "attention": Assumed(0.85, 0.85, 0.0, _GAP, least_us=4.0),
@@ -70,7 +71,9 @@ ASSUMED = {
 }
 # What `mma.sync` gets of the newer tensor cores' rate, where they have an instruction of their own.
 MMA_SYNC_SHARE = {"sm_90": 0.6, "sm_100": 0.25}
-FP8_SPEEDUP = 2  # of products of two FP8 factors; mma.sync widens them
+# Of products of two FP8 factors, in tiles of up to so many tokens: in larger ones each CTA takes as
+# long to quantise its rows as it gains.
+FP8_SPEEDUP, FP8_SPEEDUP_TOKENS = 2, 128
 EXPONENTIALS_SHARE = 1 / 0.8  # some of them are computed on other units
 
 
@@ -170,7 +173,8 @@ class PassModel:
         limit = self._fused_rows[LINEAR_OPS_OF_PHASES[kernel]]
         if limit is not None and padded_rows > limit:
             return "cuBLAS"
-        return kernel_of(self.gpu.architecture, padded_rows, self.precision.kind)
+        found = kernel_of(self.gpu.architecture, padded_rows, self.precision.kind)
+        return "wgmma fp8" if found == "wgmma" and self.precision.fp8_activations else found
 
     def _kernel(self, phase: Phase, batch: Batch, *, is_first: bool) -> KernelPrediction:
         _, padded_rows = phase.num_rows(batch)
@@ -196,13 +200,18 @@ class PassModel:
         return KernelPrediction(phase.kernel, runs_on, launches, phase.bytes, round(moved), us)
 
     def _tiles(self, phase: Phase, batch: Batch, runs_on: str) -> tuple[int, float]:
-        """Tiles of tokens that have rows, and operations, those of empty rows too."""
+        """Tiles of tokens that have rows, and operations, those of empty rows too.
+
+        Two for each product, or as many as take its time.
+        """
         if not phase.elements:
             return 1, phase.flops
         rows, padded_rows = phase.num_rows(batch)
         tokens = tile_tokens(runs_on, padded_rows)
         tiles = -(-rows // tokens)
-        return int(tiles), 2.0 * phase.elements * tiles * tokens
+        is_faster = runs_on == "wgmma fp8" and tokens <= FP8_SPEEDUP_TOKENS
+        per_product = 2.0 / (FP8_SPEEDUP if is_faster else 1)
+        return int(tiles), per_product * phase.elements * tiles * tokens
 
     def _us(self, runs_on: str, moved: float, products: float) -> float:
         """Without the gap after it."""
@@ -210,8 +219,6 @@ class PassModel:
         share = assumed.products
         if runs_on in ("mma.sync", "head", "attention"):
             share *= MMA_SYNC_SHARE.get(gpu.architecture, 1.0)
-        elif runs_on == "wgmma" and self.precision.fp8_activations:
-            share *= FP8_SPEEDUP
         streaming = moved / (gpu.bytes_per_s * assumed.bandwidth)
         multiplying = products / (gpu.flops_per_s * share)
         return max(1e6 * max(streaming, multiplying) + assumed.fixed_us, assumed.least_us)

@@ -9,7 +9,10 @@ from p_eagle_cuda.planning.phases import Batch, Phase
 
 BLOCK_COLUMNS = 64  # of a weight, that stay together; mirrors csrc/linear/tiles.h
 # Rows for which a kernel reads a weight once: the sizes of its tiles, the largest for all above.
-TILE_TOKENS = {"mma.sync": (8, 16, 32), "wgmma": (64, 128, 256), "head": (8, 16, 32, 64, 128, 256)}
+TILE_TOKENS = {
+    "mma.sync": (8, 16, 32), "wgmma": (64, 128, 256), "wgmma fp8": (128, 256),
+    "head": (8, 16, 32, 64, 128, 256),
+}  # fmt: skip
 ATTENTION_BLOCKS_PER_SM = {64: 2, 128: 1}  # by head size
 ATTENTION_TILE_ROWS = 128  # of one KV head: the rows of a request, times its query heads
 
@@ -43,13 +46,15 @@ def partial_bytes(
         rows = min(round(phase.num_rows(batch)[0] / batch.size * group), ATTENTION_TILE_ROWS)
         blocks = attention_blocks or ATTENTION_BLOCKS_PER_SM[config.head_dim] * num_sms
         return 2 * blocks * rows * config.head_dim * 4
-    if runs_on not in ("mma.sync", "wgmma"):
+    if runs_on not in ("mma.sync", "wgmma", "wgmma fp8"):
         return 0
     _, padded_rows = phase.num_rows(batch)
     tokens = tile_tokens(runs_on, padded_rows)
     if padded_rows > tokens:
         return 0  # several tiles of tokens: tiles of the weight are not cut
-    is_high = runs_on == "wgmma" or (phase.kernel == "qkv_rope_cache" and config.head_dim == 128)
+    is_high = runs_on.startswith("wgmma") or (
+        phase.kernel == "qkv_rope_cache" and config.head_dim == 128
+    )
     tile_rows, ctas_per_sm = (128, 1) if is_high else (64, 2)
     rows, columns = phase.matrix
     parts = num_parts(-(-rows // tile_rows), columns // BLOCK_COLUMNS, ctas_per_sm * num_sms)

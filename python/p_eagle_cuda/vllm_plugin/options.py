@@ -7,11 +7,12 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from p_eagle_cuda.errors import ConfigError
+from p_eagle_cuda.linear_table import BACKENDS
 from p_eagle_cuda.precision import WEIGHT_PRECISIONS
 
 KEY = "p_eagle_cuda"
 _WORDS = {
-    "linear": ("auto", "fused", "torch"),
+    "linear": BACKENDS,
     "weights": WEIGHT_PRECISIONS,
     "verification": ("vllm", "p_eagle_cuda"),
     "draft_length": ("fixed", "auto"),
@@ -27,7 +28,7 @@ class PluginOptions:
         cuda_graphs: Whether decoding passes are replayed as CUDA graphs. vLLM's ``enforce_eager``
             turns them off, too.
         max_target_rows: Prompt rows that go through the drafter's layers together.
-        linear: Backend of the linear layers, "auto", "fused" or "torch".
+        linear: Backend of the linear layers, "auto", "fused", "torch" or "cutlass".
         weights: "auto" or "bf16" for vLLM's own, shared; "fp8_head" for an FP8 output head, "fp8"
             for all matrices in FP8, "w8a8" for FP8 activations, too. What becomes FP8 is freed in
             vLLM's drafter, so if the caches turn out to be of a kind that we do not serve, vLLM
