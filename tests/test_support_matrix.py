@@ -96,9 +96,10 @@ def test_cells(matrix: ModuleType, tmp_path: Path) -> None:
     assert rows[2:] == [
         ["V1", "0.33.1", "no", "yes", "not tried", "2026-03-04"],
         ["V1", "0.32.0", "not tried", "not tried", "yes", "2026-01-02"],
-        ["V1", "0.27 to 0.31", "not tried", "not tried", "not tried", "-"],
+        ["V1", "0.28 to 0.31", "not tried", "not tried", "not tried", "-"],
         ["V2", "0.33.1", "no", "yes", "not tried", "2026-03-04"],
-        ["V2", "0.27 to 0.32", "steps aside", "steps aside", "steps aside", "-"],
+        ["V2", "0.32", "not tried", "not tried", "not tried", "-"],
+        ["V2", "0.28 to 0.31", "steps aside", "steps aside", "steps aside", "-"],
     ]
 
 

@@ -26,13 +26,13 @@ from p_eagle_cuda.weights import DrafterWeights, load_drafter_weights
 
 
 def test_versions() -> None:
-    for version in ("0.27.1", "0.33.0", "0.33.0rc1+cpu"):
+    for version in ("0.28.1", "0.33.0", "0.33.0rc1+cpu"):
         assert unsupported_version(version, *V1_VERSIONS) is None
-    for version in ("0.26.0", "0.34.0", "1.0", "dev"):
+    for version in ("0.27.1", "0.34.0", "1.0", "dev"):
         reason = unsupported_version(version, *V1_VERSIONS)
-        assert reason == f"expected vLLM 0.27 to 0.33, found {version}"
-    assert unsupported_version("0.32.0", *V2_VERSIONS) is not None
-    assert unsupported_version("0.33.0", *V2_VERSIONS) is None
+        assert reason == f"expected vLLM 0.28 to 0.33, found {version}"
+    assert unsupported_version("0.31.0", *V2_VERSIONS) == "expected vLLM 0.32 to 0.33, found 0.31.0"
+    assert unsupported_version("0.32.0", *V2_VERSIONS) is None
 
 
 def test_options() -> None:

@@ -7,10 +7,11 @@ from typing import Any
 
 Release = tuple[int, int]
 
-# V1 runner: the oldest with the layout of paged caches that the kernels read, the newest tried.
-V1_VERSIONS: tuple[Release, Release] = (0, 27), (0, 33)
-# V2 runner, whose insides change with every release: the one that was tried.
-V2_VERSIONS: tuple[Release, Release] = (0, 33), (0, 33)
+# What the plugin was tried with, and `tests/vllm/results` tells how far. V1 runner: older
+# ones than 0.27 have another layout of paged caches.
+V1_VERSIONS: tuple[Release, Release] = (0, 28), (0, 33)
+# V2 runner, whose insides change with every release.
+V2_VERSIONS: tuple[Release, Release] = (0, 32), (0, 33)
 # Options that reach into vLLM's sampling and scheduling, on either runner: likewise.
 OPTION_VERSIONS: tuple[Release, Release] = (0, 33), (0, 33)
 
