@@ -151,6 +151,10 @@ class RowLoader {
 
   // Norms and rounds what load() has read, and stores it.
   CUTLASS_DEVICE void store(RowBlock<kTileTokens>& block) {
+    Values scale;
+    if (input_.norm_weight) {
+      scale = ToFloat::convert(block_.norm_weight);
+    }
     CUTLASS_PRAGMA_UNROLL
     for (int i = 0; i < kThreadVecs; ++i) {
       if (!has_token(i)) {  // then no lane of the warp has
@@ -160,9 +164,8 @@ class RowLoader {
       if (kMayQuantize && input_.is_e4m3) {
         static_cast<Elements&>(vec) = ToElement::convert(quantized(i));
       } else if (input_.norm_weight) {
-        auto const scale = ToFloat::convert(block_.norm_weight);
         Values values = ToFloat::convert(vec);
-        float const rstd = this->rstd(block_, i);
+        float const rstd = rows_.rstd[block_.norm_group][token(i)];
         CUTLASS_PRAGMA_UNROLL
         for (int j = 0; j < kVecElems; ++j) {
           values[j] *= rstd * scale[j];
@@ -183,7 +186,8 @@ class RowLoader {
 
   // Zeros where there is no such column.
   CUTLASS_DEVICE void load_block(Block& block, int column) const {
-    bool const exists = column < input_.num_taps * input_.tap_width;
+    // Of a scale's two blocks the second may be past the end. The others' check costs registers.
+    bool const exists = !kMayQuantize || column < input_.num_taps * input_.tap_width;
     int const tap = exists ? column / input_.tap_width : 0;
     auto const* base = static_cast<Element const*>(input_.taps[tap]);
     int const offset = column % input_.tap_width + threadIdx.x % kBlockVecs * kVecElems;
