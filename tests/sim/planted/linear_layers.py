@@ -72,8 +72,8 @@ BUGS = (
     ),
     _product(
         "arrives before all threads have stored their part",
-        "    store(blockIdx.x, begins_tile, acc, num_octets);\n    Config::sync();\n",
-        "    store(blockIdx.x, begins_tile, acc, num_octets);\n",
+        "    store(blockIdx.x / cluster_, begins_tile, acc, num_octets);\n    Config::sync();\n",
+        "    store(blockIdx.x / cluster_, begins_tile, acc, num_octets);\n",
         finds="race",
     ),
     _arrival(
@@ -100,7 +100,7 @@ BUGS = (
     ),
     _product(
         "one counter for all tiles",
-        "reinterpret_cast<int32_t*>(base_) + first_cta,",
+        "reinterpret_cast<int32_t*>(base_) + in_grid(first_cta),",
         "reinterpret_cast<int32_t*>(base_),",
         finds=WRONG_RESULT,
     ),
@@ -111,8 +111,8 @@ BUGS = (
     ),
     _product(
         "the tile that a CTA begins in the slot of the one that it ends",
-        "store(blockIdx.x, begins_tile, acc, num_octets);",
-        "store(blockIdx.x, false, acc, num_octets);",
+        "store(blockIdx.x / cluster_, begins_tile, acc, num_octets);",
+        "store(blockIdx.x / cluster_, false, acc, num_octets);",
         finds="race",
     ),
     _product(
@@ -129,8 +129,8 @@ BUGS = (
     ),
     _rows(
         "a norm of the row beside it",
-        "rows_.rstd[norm_group_][token]",
-        "rows_.rstd[norm_group_][token ^ 1]",
+        "rows_.rstd[block_.norm_group][token(i)]",
+        "rows_.rstd[block_.norm_group][token(i) ^ 1]",
         finds=WRONG_RESULT,
     ),
     _rows(

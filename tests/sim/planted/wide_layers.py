@@ -39,13 +39,13 @@ BUGS = (
     ),
     _kernel(
         "a stage filled while it is multiplied",
-        "        Barrier::wait(&shared_.is_empty[copied.stage], copied.parity ^ 1);\n",
+        "        Barrier::wait(&shared_.is_empty[started.stage], started.parity ^ 1);\n",
         finds="race",
     ),
     _kernel(
         "a first round that waits for the one before",
-        "copied.parity ^ 1);",
-        "copied.parity);",
+        "started.parity ^ 1);",
+        "started.parity);",
         finds="deadlock",
     ),
     _wgmma(
