@@ -168,10 +168,10 @@ def plan_attention(run: Run) -> None:
 
 _PLANNER = (
     "ops.h", "common/launch.h", "common/reduce.cuh", "common/attention_layout.h",
-    "common/scan.cuh", "common/attention_work.cuh",
+    "common/scan.cuh", "common/arrival.cuh", "common/attention_work.cuh",
 )  # fmt: skip
 _ATTENTION = (
-    *_PLANNER, "common/arrival.cuh", "common/attention_tiles.cuh", "common/attention_softmax.cuh",
+    *_PLANNER, "common/attention_tiles.cuh", "common/attention_softmax.cuh",
     "kernels/paged_attention_pieces.cuh", "kernels/paged_attention.cuh",
 )  # fmt: skip
 

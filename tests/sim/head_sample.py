@@ -88,8 +88,9 @@ def lm_head_topk(run: Run) -> None:
 
 _FILES = (
     "ops.h", "common/launch.h", "common/reduce.cuh", "common/arrival.cuh", "linear/tiles.h",
-    "linear/partition.h", "linear/weights.cuh", "linear/rows.cuh", "head/tiles.h",
-    "head/order.cuh", "head/noise.cuh", "head/column.cuh", "head/merge.cuh", "head/kernel.cuh",
+    "linear/partition.h", "linear/weights.cuh", "linear/quantize.cuh", "linear/rows.cuh",
+    "head/tiles.h", "head/order.cuh", "head/noise.cuh", "head/column.cuh", "head/merge.cuh",
+    "head/kernel.cuh",
 )  # fmt: skip
 
 SAMPLES = {

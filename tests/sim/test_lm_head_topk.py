@@ -330,6 +330,7 @@ def test_overlaps_with_the_launch_it_depends_on(settings: Settings) -> None:
         "x": torch.randn(N, 64).bfloat16(),
         "weight": torch.randn(H, 64).bfloat16(),
         "weight_scale": None,
+        "fp8_activations": False,
         "bias": None,
         "num_rows": torch.tensor([N], dtype=torch.int32),
         "residual": torch.randn(N, H).bfloat16(),
