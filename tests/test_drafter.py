@@ -46,7 +46,7 @@ def test_drafts_match_the_reference(dtype: torch.dtype, tmp_path: Path) -> None:
 
 
 def test_the_ops_of_a_pass_are_listed(tmp_path: Path) -> None:
-    """What decides whether a build can draft on CUDA; by either backend, and nothing else."""
+    """What decides whether a build can draft on CUDA; by any backend, and nothing else."""
     write_drafter(tmp_path)
     called: set[str] = set()
 
@@ -59,7 +59,7 @@ def test_the_ops_of_a_pass_are_listed(tmp_path: Path) -> None:
                 called.add(name.split(".")[1])
             return func(*args, **(kwargs or {}))
 
-    for linear in ("fused", "torch"):
+    for linear in ("fused", "torch", "cutlass"):
         options = {"dtype": torch.float32, "linear": linear, "prune_above": 0, **SIZES}
         drafter = Drafter.from_pretrained(tmp_path, **options)
         with Calls():
