@@ -186,7 +186,7 @@ class RowLoader {
 
   // Zeros where there is no such column.
   CUTLASS_DEVICE void load_block(Block& block, int column) const {
-    // Of a scale's two blocks the second may be past the end. The others' check costs registers.
+    // Only the second block of a scale may be past the end; where none is read, checking would spill.
     bool const exists = !kMayQuantize || column < input_.num_taps * input_.tap_width;
     int const tap = exists ? column / input_.tap_width : 0;
     auto const* base = static_cast<Element const*>(input_.taps[tap]);
