@@ -4,7 +4,7 @@ For each weight of a drafter and each number of rows: microseconds, GB/s, the sh
 copy bandwidth, and the ratios to cuBLAS. The fused op does all of its layer; cuBLAS is timed for
 the product alone, without the norm, the activation, the rotation or the cache that go with it, so
 the comparison favours cuBLAS. CUTLASS's op has the residual and the activation with its product,
-and is timed on compute capability 9.0, with 16-bit weights. With `--compile` there is also the
+and is timed on compute capability 9.0 and 10.0, with 16-bit weights. With `--compile` there is also the
 reference under torch.compile, which does all but write to the cache. Results are checked against
 float32 before anything is timed.
 """
@@ -126,7 +126,8 @@ class Layer:
         """Whether CUTLASS's op runs here."""
         if self.device.type == "cpu":
             return not self.quantised
-        return torch.cuda.get_device_capability(self.device) == (9, 0) and not self.quantised
+        has_op = torch.cuda.get_device_capability(self.device) in ((9, 0), (10, 0))
+        return has_op and not self.quantised
 
     def _project_taps(self, weight: Tensor, scale: Tensor | None) -> Call:
         R, H = self.x.shape[0], self.rows

@@ -32,6 +32,7 @@ from p_eagle_cuda.linear_table import (
     LINEAR_OPS,
     FusedRows,
     LinearTable,
+    format_paths,
     linear_paths,
 )
 from p_eagle_cuda.weights import DrafterWeights, LayerWeights
@@ -246,10 +247,13 @@ def test_a_table_that_names_cutlass() -> None:
     assert set(chosen.plan) == {
         f"{backend}_{x}" for backend in ("torch", "cutlass") for x in ("normed", "product")
     }
-    elsewhere = layers(weights_of(), backend=table, architecture="sm_100")
+    on_blackwell = layers(weights_of(), backend=table, architecture="sm_100")
+    assert str(on_blackwell.choices[0]) == "project_taps: fused up to 8 rows, cutlass above (x)"
+    elsewhere = layers(weights_of(), backend=table, architecture="sm_120")
     assert elsewhere._cutlass is None
     assert str(elsewhere.choices[3]) == (
-        "norm_swiglu: fused up to 8 rows, torch above (CUTLASS's kernels need sm_90, got sm_100)"
+        "norm_swiglu: fused up to 8 rows, torch above "
+        "(CUTLASS's kernels need sm_90 or sm_100, got sm_120)"
     )
 
 
@@ -262,7 +266,7 @@ def test_cutlass_stores_no_product_of_gate_and_up() -> None:
 @pytest.mark.parametrize(
     ("sizes", "architecture", "reason"),
     [
-        ({}, "sm_100", "project_taps: CUTLASS's kernels need sm_90, got sm_100"),
+        ({}, "sm_103", "project_taps: CUTLASS's kernels need sm_90 or sm_100, got sm_103"),
         ({"hidden": 136}, "sm_90", "project_taps: .* rows that are a multiple of 16, got 136"),
         ({"tap_width": 41}, "sm_90", "project_taps: .* columns that are a multiple of 8, got 123"),
         ({"intermediate": 196}, "sm_90", "linear_residual: .* a multiple of 8, got 196"),
@@ -469,8 +473,24 @@ def test_which_kernel_runs_at_how_many_rows() -> None:
         (LINEAR_OPS, "w8a8", 1): (32, "mma.sync", "mma.sync"),
         (LINEAR_OPS, "w8a8", 33): (None, "wgmma", "wgmma"),
     }
-    for other in set(ARCHITECTURES) - {"sm_90"}:
+    assert found["sm_100", LINEAR_OPS, "16-bit", 1] == (None, "CUTLASS", "mma.sync")
+    for other in set(ARCHITECTURES) - {"sm_90", "sm_100"}:
         assert found[other, LINEAR_OPS, "16-bit", 1] == (None, "cuBLAS", "mma.sync")
+
+
+def test_what_cutlass_runs_on_which_architecture() -> None:
+    """And that no architecture has it by default, as long as nobody has measured that it pays."""
+    paths = linear_paths(LinearTable.read())
+    found = {(x.architecture, x.weight): x.cutlass for x in paths}
+    has_it = {"sm_90": "wgmma", "sm_100": "tcgen05"}
+    assert found == {
+        (architecture, weight): has_it.get(architecture) if weight == "16-bit" else None
+        for architecture in ARCHITECTURES
+        for weight in ("16-bit", "fp8", "w8a8")
+    }
+    assert "CUTLASS" not in {x.by_table for x in paths}
+    (line,) = (x for x in format_paths(paths).splitlines() if x.startswith("sm_100") and "33-" in x)
+    assert line.split() == ["sm_100", "16-bit", "33-", "cuBLAS", "mma.sync", "tcgen05", "all"]
 
 
 def test_a_good_table(tmp_path: Path) -> None:

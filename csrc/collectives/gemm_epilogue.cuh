@@ -1,6 +1,7 @@
-// What becomes of the product of csrc/collectives: a warp has 16 rows of it with all 256 columns, as
-// wgmma leaves them (linear/product.cuh). It hands them on through shared memory of its own, 64
-// columns of the output at a time, so that global memory is read and written in whole lines.
+// What becomes of the product of csrc/collectives: a warp has 16 rows of it and gets their columns a
+// slice at a time, as wgmma leaves them (linear/product.cuh). It hands them on through shared memory
+// of its own, 64 columns of the output at a time, so that global memory is read and written in whole
+// lines.
 #pragma once
 
 #include <cutlass/numeric_types.h>
@@ -79,13 +80,13 @@ struct GemmStore : GemmEpilogue<Element> {
 
   CUTLASS_HOST_DEVICE static WeightGroups groups(GemmParams const&) { return {1, 8, 16}; }
 
+  template <int kSlice>
   CUTLASS_DEVICE static void apply(GemmParams const& params, SharedStorage& block, int first_row,
-                                   int num_rows, int weight_tile,
-                                   Accumulator<CollectiveTile::kWeightRows> const& acc) {
+                                   int num_rows, int slice, Accumulator<kSlice> const& acc) {
     int const N = params.weight.rows;
     CUTLASS_PRAGMA_UNROLL
-    for (int begin = 0; begin < CollectiveTile::kWeightRows; begin += SharedStorage::kColumns) {
-      int const first_column = weight_tile * CollectiveTile::kWeightRows + begin;
+    for (int begin = 0; begin < kSlice; begin += SharedStorage::kColumns) {
+      int const first_column = slice * kSlice + begin;
       if (first_column >= N) {
         return;
       }
@@ -150,14 +151,14 @@ struct GemmSwiglu : GemmEpilogue<Element> {
     return {1, params.weight.rows / 2, 8};
   }
 
+  template <int kSlice>
   CUTLASS_DEVICE static void apply(GemmParams const& params, SharedStorage& block, int first_row,
-                                   int num_rows, int weight_tile,
-                                   Accumulator<CollectiveTile::kWeightRows> const& acc) {
-    constexpr int kTilePairs = CollectiveTile::kWeightRows / 2;
+                                   int num_rows, int slice, Accumulator<kSlice> const& acc) {
+    constexpr int kPairs = kSlice / 2;
     int const I = params.weight.rows / 2;
     CUTLASS_PRAGMA_UNROLL
-    for (int begin = 0; begin < kTilePairs; begin += SharedStorage::kColumns) {
-      int const first_column = weight_tile * kTilePairs + begin;
+    for (int begin = 0; begin < kPairs; begin += SharedStorage::kColumns) {
+      int const first_column = slice * kPairs + begin;
       if (first_column >= I) {
         return;
       }

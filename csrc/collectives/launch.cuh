@@ -4,17 +4,26 @@
 #include <algorithm>
 
 #include "collectives/kernel.cuh"
+#include "collectives/sm100.cuh"
+#include "collectives/sm90.cuh"
 
 namespace p_eagle {
 
-template <class Config, class Epilogue>
+// Whether this compilation is for an architecture, such as 900, among others.
+constexpr bool is_compiled_for(int architecture) {
+  constexpr int kArchitectures[] = {__CUDA_ARCH_LIST__};
+  return std::find(std::begin(kArchitectures), std::end(kArchitectures), architecture) !=
+         std::end(kArchitectures);
+}
+
+template <class Products, class Epilogue>
 cudaError_t launch_collective_with(GemmParams const& params, cudaStream_t stream) {
-  using Mainloop = typename Config::Mainloop;
-  using Element = typename Config::Element;
-  using Storage = CollectiveStorage<Config, Epilogue>;
+  using Mainloop = typename Products::Mainloop;
+  using Element = typename Products::Element;
+  using Storage = CollectiveStorage<Products, Epilogue>;
   constexpr int kMaxSharedBytes = 227 * 1024;
   static_assert(sizeof(Storage) <= kMaxSharedBytes);
-  constexpr int kCluster = Config::kTile.cluster;
+  constexpr int kCluster = Products::kTile.cluster;
   int num_sms = 0;
   if (cudaError_t const status = count_sms(num_sms); status != cudaSuccess) {
     return status;
@@ -38,39 +47,49 @@ cudaError_t launch_collective_with(GemmParams const& params, cudaStream_t stream
                         .smem_bytes = sizeof(Storage),
                         .stream = stream,
                         .cluster = kCluster};
-  return launch(&collective_kernel<Config, Epilogue>, plan, params, mainloop);
+  return launch(&collective_kernel<Products, Epilogue>, plan, params, mainloop);
 }
 
-template <class Element, class Epilogue>
+template <template <class, int> class Products, class Element, class Epilogue>
 cudaError_t dispatch_cluster(GemmParams const& params, cudaStream_t stream) {
   return collective_tile(params.max_rows).cluster == 1
-             ? launch_collective_with<CollectiveConfig<Element, 1>, Epilogue>(params, stream)
-             : launch_collective_with<CollectiveConfig<Element, 2>, Epilogue>(params, stream);
+             ? launch_collective_with<Products<Element, 1>, Epilogue>(params, stream)
+             : launch_collective_with<Products<Element, 2>, Epilogue>(params, stream);
 }
 
+// What is compiled for an architecture with features of its own runs on no other: 100a not on 10.3.
+template <class Element, class Epilogue>
+cudaError_t dispatch_architecture([[maybe_unused]] GemmParams const& params,
+                                  [[maybe_unused]] int capability,
+                                  [[maybe_unused]] cudaStream_t stream) {
+  if constexpr (is_compiled_for(900)) {
+    if (capability == 90) {
+      return dispatch_cluster<Sm90Products, Element, Epilogue>(params, stream);
+    }
+  }
+  if constexpr (is_compiled_for(1000)) {
+    if (capability == 100) {
+      return dispatch_cluster<Sm100Products, Element, Epilogue>(params, stream);
+    }
+  }
+  return cudaErrorNotSupported;
+}
+
+// cudaErrorNotSupported: the device or this build has no collectives.
 template <template <class> class EpilogueOf>
 cudaError_t launch_collective(GemmParams const& params, DType dtype, cudaStream_t stream) {
-  int device = 0;
-  int compute_major = 0;
-  if (cudaError_t const status = cudaGetDevice(&device); status != cudaSuccess) {
+  int capability = 0;
+  if (cudaError_t const status = find_compute_capability(capability); status != cudaSuccess) {
     return status;
-  }
-  if (cudaError_t const status =
-          cudaDeviceGetAttribute(&compute_major, cudaDevAttrComputeCapabilityMajor, device);
-      status != cudaSuccess) {
-    return status;
-  }
-  if (compute_major != 9) {
-    return cudaErrorNotSupported;
   }
   switch (dtype) {
     case DType::kBFloat16: {
       using Element = cutlass::bfloat16_t;
-      return dispatch_cluster<Element, EpilogueOf<Element>>(params, stream);
+      return dispatch_architecture<Element, EpilogueOf<Element>>(params, capability, stream);
     }
     case DType::kHalf: {
       using Element = cutlass::half_t;
-      return dispatch_cluster<Element, EpilogueOf<Element>>(params, stream);
+      return dispatch_architecture<Element, EpilogueOf<Element>>(params, capability, stream);
     }
   }
   return cudaErrorInvalidValue;

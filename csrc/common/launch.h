@@ -31,6 +31,28 @@ inline cudaError_t count_sms(int& num_sms) {
   return cudaDeviceGetAttribute(&num_sms, cudaDevAttrMultiProcessorCount, device);
 }
 
+// Of the current device: 90 for 9.0.
+inline cudaError_t find_compute_capability(int& capability) {
+  int device = 0;
+  int major = 0;
+  int minor = 0;
+  if (cudaError_t const status = cudaGetDevice(&device); status != cudaSuccess) {
+    return status;
+  }
+  if (cudaError_t const status =
+          cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+      status != cudaSuccess) {
+    return status;
+  }
+  if (cudaError_t const status =
+          cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+      status != cudaSuccess) {
+    return status;
+  }
+  capability = 10 * major + minor;
+  return cudaSuccess;
+}
+
 struct LaunchPlan {
   dim3 grid;
   dim3 block;
@@ -41,14 +63,8 @@ struct LaunchPlan {
 
 template <class... KernelArgs, class... Args>
 cudaError_t launch(void (*kernel)(KernelArgs...), LaunchPlan const& plan, Args&&... args) {
-  int device = 0;
-  int compute_major = 0;
-  if (cudaError_t const status = cudaGetDevice(&device); status != cudaSuccess) {
-    return status;
-  }
-  if (cudaError_t const status =
-          cudaDeviceGetAttribute(&compute_major, cudaDevAttrComputeCapabilityMajor, device);
-      status != cudaSuccess) {
+  int capability = 0;
+  if (cudaError_t const status = find_compute_capability(capability); status != cudaSuccess) {
     return status;
   }
 
@@ -74,7 +90,7 @@ cudaError_t launch(void (*kernel)(KernelArgs...), LaunchPlan const& plan, Args&&
   config.dynamicSmemBytes = plan.smem_bytes;
   config.stream = plan.stream;
   config.attrs = attributes;
-  config.numAttrs = compute_major < 9 ? 0 : plan.cluster > 1 ? 2 : 1;
+  config.numAttrs = capability < 90 ? 0 : plan.cluster > 1 ? 2 : 1;
   return cudaLaunchKernelEx(&config, kernel, static_cast<Args&&>(args)...);
 }
 

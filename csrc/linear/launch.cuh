@@ -18,23 +18,11 @@ inline cudaError_t find_wide_kernel(LinearInput const& input, LinearWeight const
   if (input.max_rows <= kMaxTileTokens || is_mixed || weight.rows % 16 != 0) {
     return cudaSuccess;
   }
-  int device = 0;
-  int major = 0;
-  int minor = 0;
-  if (cudaError_t const status = cudaGetDevice(&device); status != cudaSuccess) {
+  int capability = 0;
+  if (cudaError_t const status = find_compute_capability(capability); status != cudaSuccess) {
     return status;
   }
-  if (cudaError_t const status =
-          cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-      status != cudaSuccess) {
-    return status;
-  }
-  if (cudaError_t const status =
-          cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-      status != cudaSuccess) {
-    return status;
-  }
-  has_one = major == 9 && minor == 0;
+  has_one = capability == 90;
   return cudaSuccess;
 }
 

@@ -49,12 +49,31 @@ class TileParts {
   // not exist.
   CUTLASS_DEVICE bool leave(int tile, bool begins_tile, Product const& acc, int num_octets,
                             bool& is_last) const {
-    store(blockIdx.x / cluster_, begins_tile, acc, num_octets);
+    store(begins_tile, acc, 0, num_octets);
+    return arrives_last(tile, is_last);
+  }
+
+  // The same in steps: stores some octets of the part, of which the tile has `num_octets`;
+  template <int kTokens>
+  CUTLASS_DEVICE void store(bool begins_tile, Accumulator<kTokens> const& acc, int first_octet,
+                            int num_octets) const {
+    float4* const part = place(blockIdx.x / cluster_, begins_tile) + first_octet * Config::kThreads;
+    CUTLASS_PRAGMA_UNROLL
+    for (int octet = 0; octet < Accumulator<kTokens>::kOctets; ++octet) {
+      if (first_octet + octet < num_octets) {
+        float const(&v)[4] = acc.values[octet];
+        part[octet * Config::kThreads] = make_float4(v[0], v[1], v[2], v[3]);
+      }
+    }
+  }
+
+  // and returns whether this CTA is the last to have stored all of its part.
+  CUTLASS_DEVICE bool arrives_last(int tile, bool& is_last) const {
     Config::sync();
     if (threadIdx.x == 0) {
       int const first_cta = this->first_cta(tile);
-      is_last = arrives_last(reinterpret_cast<int32_t*>(base_) + in_grid(first_cta),
-                             last_cta(tile) - first_cta + 1);
+      is_last = p_eagle::arrives_last(reinterpret_cast<int32_t*>(base_) + in_grid(first_cta),
+                                      last_cta(tile) - first_cta + 1);
     }
     Config::sync();
     return is_last;
@@ -100,17 +119,6 @@ class TileParts {
 
   // Of this CTA's place in the cluster.
   CUTLASS_DEVICE int in_grid(int cta) const { return cta * cluster_ + blockIdx.x % cluster_; }
-
-  CUTLASS_DEVICE void store(int cta, bool begins_tile, Product const& acc, int num_octets) const {
-    float4* const part = place(cta, begins_tile);
-    CUTLASS_PRAGMA_UNROLL
-    for (int octet = 0; octet < Product::kOctets; ++octet) {
-      if (octet < num_octets) {
-        float const(&v)[4] = acc.values[octet];
-        part[octet * Config::kThreads] = make_float4(v[0], v[1], v[2], v[3]);
-      }
-    }
-  }
 
   char* base_;
   LinearPartition const& partition_;

@@ -8,8 +8,9 @@ It is JSON, an object with a default and the entries that take its place::
 
 `fused_rows` is the largest number of rows that the fused kernels take; above it the product is
 torch's, or with `"above": "cutlass"` that of CUTLASS's collectives, on the architectures that have
-them. `measured` names the measurement that says so. Which of the fused kernels takes them, the
-number of rows and the device decide: `kernel_of`.
+them. `measured` names the measurement that says so; without one no entry names CUTLASS's, which on
+sm_100 have run on no GPU at all. Which of the fused kernels takes them, the number of rows and the
+device decide: `kernel_of`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ BUNDLED_TABLE = Path(__file__).parent / "data" / "linear_table.json"
 
 ARCHITECTURES = ("sm_80", "sm_89", "sm_90", "sm_100", "sm_120")  # that kernels are built for
 BACKENDS = ("auto", "fused", "torch", "cutlass")  # of a drafter's linear layers, by name
-CUTLASS_ARCHITECTURES = ("sm_90",)  # that CUTLASS's collectives are built for
+# That CUTLASS's collectives are built for, and the tensor core instruction that they are made of.
+CUTLASS_ARCHITECTURES = {"sm_90": "wgmma", "sm_100": "tcgen05"}
 ABOVE = {"torch": "cuBLAS", "cutlass": "CUTLASS"}  # backends of many rows, and whose product it is
 FEW_ROWS = 32  # up to here one kernel runs everywhere; above, weights are read again for these
 
@@ -107,6 +109,7 @@ class LinearPath:
     last_rows: int | None  # None: no end
     by_table: str  # "mma.sync", "wgmma", "cuBLAS" or "CUTLASS"
     fused: str  # the same with linear="fused"
+    cutlass: str | None  # and with linear="cutlass": "wgmma" or "tcgen05", None where it is refused
 
 
 def linear_paths(table: LinearTable) -> list[LinearPath]:
@@ -131,12 +134,13 @@ def linear_paths(table: LinearTable) -> list[LinearPath]:
 
 def format_paths(paths: Sequence[LinearPath]) -> str:
     """A line for each path under a heading."""
-    rows = [("linear layers", "weight", "rows", "by the table", "fused", "ops")]
+    rows = [("linear layers", "weight", "rows", "by the table", "fused", "cutlass", "ops")]
     for x in paths:
         names = "all" if x.ops == LINEAR_OPS else ", ".join(x.ops)
         count = f"{x.first_rows}-{x.last_rows or ''}"
-        rows.append((x.architecture, x.weight, count, x.by_table, x.fused, names))
-    return "\n".join("{:14} {:7} {:7} {:13} {:9} {}".format(*row) for row in rows)
+        row = (x.architecture, x.weight, count, x.by_table, x.fused, x.cutlass or "-", names)
+        rows.append(row)
+    return "\n".join("{:14} {:7} {:7} {:13} {:9} {:8} {}".format(*row) for row in rows)
 
 
 def _paths(
@@ -144,6 +148,7 @@ def _paths(
 ) -> list[LinearPath]:
     """The ranges of rows that are treated alike; `fused_rows` of None has no end."""
     found: list[LinearPath] = []
+    cutlass = CUTLASS_ARCHITECTURES.get(architecture) if weight == "16-bit" else None
     starts = sorted({1, FEW_ROWS + 1, 1 if fused_rows is None else fused_rows + 1})
     for first, following in zip(starts, [*starts[1:], None], strict=True):
         last = None if following is None else following - 1
@@ -152,7 +157,9 @@ def _paths(
         if found and (found[-1].by_table, found[-1].fused) == (by_table, fused):
             found[-1] = replace(found[-1], last_rows=last)
         else:
-            found.append(LinearPath(architecture, ops, weight, first, last, by_table, fused))
+            found.append(
+                LinearPath(architecture, ops, weight, first, last, by_table, fused, cutlass)
+            )
     return found
 
 

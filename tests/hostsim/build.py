@@ -30,12 +30,17 @@ CACHE = ROOT / "build" / "hostsim"
 EMULATOR_SOURCES = Path(__file__).resolve().parent / "src"
 JOBS = 2  # at most; CUTLASS needs gigabytes of memory per file
 
-# The PTX is all that is wanted of the device code: one architecture, not assembled, not compressed.
-EMULATED_FLAGS = (
-    "-gencode=arch=compute_90a,code=compute_90a",
-    "-Xfatbin=-compress-mode=none",
-    "-DCUTLASS_ENABLE_DIRECT_CUDA_DRIVER_CALL",  # cuTensorMapEncodeTiled is a plain symbol
-)
+
+
+def emulated_flags(architecture: str = "90a") -> tuple[str, ...]:
+    """The PTX is all that is wanted of the device code: not assembled, not compressed."""
+    return (
+        f"-gencode=arch=compute_{architecture},code=compute_{architecture}",
+        "-Xfatbin=-compress-mode=none",
+        "-DCUTLASS_ENABLE_DIRECT_CUDA_DRIVER_CALL",  # cuTensorMapEncodeTiled is a plain symbol
+    )
+
+
 # Without the optimizations that take half of the time: the same loads may be repeated, so it is
 # not for what counts bytes; nor for wgmma, whose accumulators are then moved while tensor cores
 # write to them, which ptxas would mend.
@@ -179,17 +184,18 @@ def cuda_compilation(
     *,
     includes: Sequence[Path] = (),
     defines: Sequence[str] = (),
-    target_flags: Sequence[str] = EMULATED_FLAGS,
+    target_flags: Sequence[str] | None = None,
     is_quick: bool = False,
 ) -> Compilation:
-    """How nvcc compiles `source`, for the emulator unless `target_flags` say otherwise.
+    """How nvcc compiles `source`, for the emulator's Hopper unless `target_flags` say otherwise.
 
     Sources that are run for errors alone, without wgmma, may be compiled quickly.
     """
     folders = [tools().cutlass / "include", *includes]
     command = (
         str(tools().nvcc), "-std=c++20", "-O3", "-lineinfo", "--expt-relaxed-constexpr",
-        "-cudart=none", "-Xcompiler=-fPIC,-fvisibility=hidden", *target_flags,
+        "-cudart=none", "-Xcompiler=-fPIC,-fvisibility=hidden",
+        *(emulated_flags() if target_flags is None else target_flags),
         *([FEWER_OPTIMIZATIONS] if is_quick else []),
         *(f"-I{folder}" for folder in folders), *(f"-D{define}" for define in defines),
     )  # fmt: skip

@@ -1,63 +1,85 @@
-"""A matrix product of many rows as a sample: two launches, the second of the first's result."""
+"""Matrix products of many rows as samples: two launches, the second of the first's result."""
 
 from __future__ import annotations
 
 import ctypes
+from functools import partial
 
 import torch
+from torch import Tensor
 
-from p_eagle_cuda import _C
+from p_eagle_cuda import _C, reference
 from sim.emulator import Settings
 from sim.params import params_type
 from sim.sample import BF16_ERROR, CSRC, FOLDER, Run, Sample, randn, source
 
+BF16 = torch.bfloat16
 
-def gemm(run: Run) -> None:
-    """Two clusters of two share one tile, of which each CTA has rows; of 230 rows 200 exist."""
-    dtype, n, R, C, N = torch.bfloat16, 200, 230, 144, 80
-    x, residual = randn(R, C, dtype=dtype), randn(n, C, dtype=dtype)
+
+def gemm(
+    run: Run, first: str, last: str, *, num_rows: int = 200, max_rows: int = 230, columns: int = 144
+) -> None:
+    """Launch `first`, gated if its name says so, and add what `last` makes of that to a residual.
+
+    As they are: two clusters of two share one tile, of which each CTA has rows; not all exist.
+    """
+    n, R, C, N = num_rows, max_rows, columns, 80
+    is_gated = "swiglu" in first
+    x, residual = randn(R, C, dtype=BF16), randn(n, C, dtype=BF16)
     x[n:] = torch.nan
     weights = [
-        (randn(rows, columns) / columns**0.5).to(dtype) for rows, columns in ((N, C), (C, N))
+        (randn(rows, columns) / columns**0.5).to(BF16)
+        for rows, columns in ((N * (1 + is_gated), C), (C, N))
     ]
     product = x[:n].double() @ weights[0].double().T
-    rows = run.given("num_rows", torch.tensor([n], dtype=torch.int32))
+    if is_gated:
+        product = reference.gate_rows(product)
+    num_rows_given = run.given("num_rows", torch.tensor([n], dtype=torch.int32))
     empty = torch.zeros(_C.linear_workspace_bytes(Settings().num_sms), dtype=torch.uint8)
     workspace = params_type("LinearWorkspace")(data=run.state("workspace", empty))
-    out = run.output("out", dtype, product, BF16_ERROR)
-    last = residual.double() + product @ weights[1].double().T
-    stream = run.updated("residual", residual, last, 4 * BF16_ERROR)
+    out = run.output("out", BF16, product, BF16_ERROR)
+    total = residual.double() + product @ weights[1].double().T
+    stream = run.updated("residual", residual, total, 4 * BF16_ERROR)
 
     def launch(
-        x_pointer: ctypes.c_void_p, max_rows: int, weight: torch.Tensor, **output: object
+        name: str, x_pointer: ctypes.c_void_p, rows: int, weight: Tensor, **output: object
     ) -> None:
         data = run.given(f"weight of {len(weight)} rows", weight)
         params = params_type("GemmParams")(
-            x=x_pointer, num_rows=rows, workspace=workspace, max_rows=max_rows,
+            x=x_pointer, num_rows=num_rows_given, workspace=workspace, max_rows=rows,
             weight=params_type("LinearWeight")(
                 data=data, rows=weight.shape[0], columns=weight.shape[1]
             ),
             **output,
         )  # fmt: skip
-        run.launch("launch_gemm_from_c", ctypes.byref(params))
+        run.launch(name, ctypes.byref(params))
 
-    launch(run.given("x", x), R, weights[0], out=out)
-    launch(out, n, weights[1], out=stream, accumulates=True)
+    launch(first, run.given("x", x), R, weights[0], out=out)
+    launch(last, out, n, weights[1], out=stream, accumulates=True)
 
 
-SAMPLES = {
-    "gemm": Sample(
-        gemm,
-        source("launch_gemm"),
+def _sample(name: str, first: str, last: str, architecture: str = "90a") -> Sample:
+    return Sample(
+        partial(gemm, first=first, last=last),
+        source(f"launch_{name}"),
         included=[
             CSRC / file
             for file in (
                 "ops.h", "common/launch.h", "common/reduce.cuh", "common/arrival.cuh",
                 "linear/tiles.h", "linear/partition.h", "linear/product.cuh", "linear/weights.cuh",
                 "linear/quantize.cuh", "linear/rows.cuh", "linear/epilogue.cuh",
+                "collectives/work.cuh", "collectives/sm90.cuh", "collectives/sm100.cuh",
                 "collectives/gemm_epilogue.cuh", "collectives/kernel.cuh", "collectives/launch.cuh",
             )
         ],
         includes=(FOLDER, CSRC),
-    )
-}  # fmt: skip
+        architecture=architecture,
+    )  # fmt: skip
+
+
+SAMPLES = {
+    "gemm": _sample("gemm", "launch_gemm_from_c", "launch_gemm_from_c"),
+    "gemm_sm100": _sample(
+        "gemm_sm100", "launch_gemm_swiglu_sm100_from_c", "launch_gemm_sm100_from_c", "100a"
+    ),
+}

@@ -208,12 +208,8 @@ class _Call:
 
 @functools.cache
 def _emulator(source: str) -> Emulator:
-    gencode, *flags = build.EMULATED_FLAGS
-    if source in NEWER_TARGETS:
-        gencode = gencode.replace("90a", NEWER_TARGETS[source])
-    compilation = build.cuda_compilation(
-        FOLDER / source, includes=[FOLDER], target_flags=(gencode, *flags)
-    )
+    flags = build.emulated_flags(NEWER_TARGETS.get(source, "90a"))
+    compilation = build.cuda_compilation(FOLDER / source, includes=[FOLDER], target_flags=flags)
     return Emulator(build.link_emulated(Path(source).stem, build.compile_all([compilation])))
 
 

@@ -63,13 +63,22 @@ class Variants:
             self._emulators[kernel] = Emulator(build.link_emulated(f"{kernel}-variants", [made]))
         return self._emulators[kernel], _suffix(self._wanted[kernel].index(bug))
 
+    def ptx(self, kernel: str) -> str:
+        """What all variants of a kernel were compiled to."""
+        content = build.compile_object(self._compilation(kernel)).read_bytes()
+        begin = content.index(b".version ")
+        return content[begin : content.index(b"\0", begin)].decode()
+
     def _compilation(self, kernel: str) -> build.Compilation:
         """How all variants of a kernel are compiled together."""
         sample = SAMPLES[kernel]
         text = _amalgamate(sample, self._wanted[kernel])
         path = build.generated_source(f"variants/{kernel}.cu", text)
         return build.cuda_compilation(
-            path, includes=sample.includes, is_quick=not _WGMMA.search(text)
+            path,
+            includes=sample.includes,
+            target_flags=build.emulated_flags(sample.architecture),
+            is_quick=not _WGMMA.search(text),
         )
 
 

@@ -125,12 +125,14 @@ class Sample:
         included: The files that `source` includes in which there may be planted bugs, and what
             these include of the project, each after those that it includes.
         includes: Folders.
+        architecture: What it is compiled for.
     """
 
     run: Callable[[Run], None]
     source: Path
     included: Sequence[Path] = ()
     includes: Sequence[Path] = (FOLDER,)
+    architecture: str = "90a"
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -1,4 +1,6 @@
-"""Matrix products of many rows, for prompts and large batches: on Hopper CUTLASS's collectives.
+"""Matrix products of many rows, for prompts and large batches: on CUDA CUTLASS's collectives.
+
+Compute capability 9.0 has them, and 10.0 in a library that is built for 100a.
 
 They are what the fused linear layers are between their norms and caches, for rows that something
 else has normed. Unlike a product of torch's they know the number of rows on the device: tiles of

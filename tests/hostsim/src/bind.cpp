@@ -44,8 +44,8 @@ BinderTable make_table() {
            add_bit_fields,      add_compare,     add_move,    add_float,
            add_float_functions, add_convert,     add_control, add_call,
            add_memory,          add_atomic,      add_grid,    add_warp,
-           add_matrix,          add_wgmma,       add_barrier, add_mbarrier,
-           add_async_copy,      add_tensor_copy,
+           add_matrix,          add_wgmma,       add_tcgen05, add_barrier,
+           add_mbarrier,        add_async_copy,  add_tensor_copy,
        }) {
     add_family(table);
   }

@@ -72,6 +72,7 @@ void add_grid(BinderTable& table);             // ops_grid.cpp
 void add_warp(BinderTable& table);             // ops_warp.cpp
 void add_matrix(BinderTable& table);           // ops_matrix.cpp
 void add_wgmma(BinderTable& table);            // ops_wgmma.cpp
+void add_tcgen05(BinderTable& table);          // ops_tcgen05.cpp
 void add_barrier(BinderTable& table);          // ops_barrier.cpp
 void add_mbarrier(BinderTable& table);         // ops_mbarrier.cpp
 void add_async_copy(BinderTable& table);       // ops_async_copy.cpp

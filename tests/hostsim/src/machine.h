@@ -26,6 +26,7 @@ struct Block;
 struct Cluster;
 struct Grid;
 struct Warp;
+class TensorMemory;
 
 struct Dim3 {
   uint32_t x = 1, y = 1, z = 1;
@@ -79,6 +80,11 @@ struct Warp {
   uint32_t wgmmas_committed = 0;  // groups
   bool wgmma_fenced = false;
 
+  // tcgen05: products and commits of the warp's threads run in order, loads until the next wait.
+  AsyncRef last_product;
+  uint32_t tensor_commits = 0;
+  std::vector<AsyncRef> tensor_loads;
+
   Lanes live() const { return existing & ~exited; }
 };
 
@@ -131,6 +137,7 @@ struct Block {
   char* shared = nullptr;             // kSharedBytes of them, poisoned with 0xff
   std::vector<uint8_t> shared_state;  // per byte: 0 no variable here, 1 not written yet, 2 written
   std::vector<SharedAllocation> allocations;
+  std::shared_ptr<TensorMemory> tensor_memory;
   std::shared_ptr<Shadow> shadow;
   std::map<uint32_t, uint32_t> remote_users;  // epochs in which other blocks used this memory
   Clock exit_clock;                           // all that the exited threads had seen
@@ -189,7 +196,7 @@ struct Grid {
   std::map<Buffer*, BufferTraffic> traffic;
   SharedTraffic shared_traffic;
   uint64_t warp_instructions = 0;
-  uint64_t matrix_instructions = 0;  // mma and wgmma, per warp
+  uint64_t matrix_instructions = 0;  // mma and wgmma, per warp; tcgen05.mma
 
   int num_threads() const { return int(config.grid.product() * config.block.product()); }
 };

@@ -149,10 +149,10 @@ void check_bytes_at_exit(Block const& block) {
   }
 }
 
-void arrive_later(Block& block, uint32_t offset, SyncClock const& released) {
+void arrive_later(Block& block, uint32_t offset, SyncClock const& released, char const* what) {
   if (MBarrier* const barrier = still_valid(block, offset); barrier != nullptr) {
     barrier->arriving.join(released);
-    arrive(*barrier, 1, "cp.async.mbarrier.arrive");
+    arrive(*barrier, 1, what);
   }
 }
 

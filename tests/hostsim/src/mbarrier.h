@@ -23,10 +23,10 @@ void expect_bytes(MBarrier& barrier, int64_t bytes, char const* what);
 void complete_bytes(MBarrier& barrier, int64_t bytes, char const* what);
 void arrive(MBarrier& barrier, uint32_t count, char const* what);
 
-// An asynchronous operation has ended which was to complete `bytes`, or one arrival, of the
+// An asynchronous operation, `what`, has ended which was to complete `bytes`, or one arrival, of the
 // mbarrier at `offset`. It may have been invalidated meanwhile.
 void complete_bytes_later(Block& block, uint32_t offset, int64_t bytes, SyncClock const& released);
-void arrive_later(Block& block, uint32_t offset, SyncClock const& released);
+void arrive_later(Block& block, uint32_t offset, SyncClock const& released, char const* what);
 
 // All threads of `block` have left: whatever is still to come would write into memory that is no
 // longer theirs, and what has come beyond what was expected was miscounted.

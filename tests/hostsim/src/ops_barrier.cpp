@@ -9,6 +9,7 @@
 #include <bit>
 
 #include "mbarrier.h"
+#include "tensor_memory.h"
 
 namespace hostsim {
 namespace {
@@ -311,6 +312,7 @@ void threads_exited(Block& block) {
   cluster_threads_exited(*block.cluster);
   if (block.live_threads == 0) {
     check_bytes_at_exit(block);
+    check_tensor_memory_at_exit(block);
   }
 }
 

@@ -149,7 +149,7 @@ Flow run_copies_arrive(Execution& x, Instruction const& in, Lanes lanes) {
       for (AsyncRef const& copy : copies) {
         complete(copy);
       }
-      arrive_later(block, shared_offset(address), released);
+      arrive_later(block, shared_offset(address), released, kName);
     });
   });
   return Flow::kNext;

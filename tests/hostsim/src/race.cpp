@@ -57,7 +57,7 @@ std::string agent_name(Stamp const& stamp) {
       other_grid ? " of the earlier launch of " + short_kernel_name(grid->kernel->name) : "";
   std::string const block = " of block " + std::to_string(Agent::block(stamp.agent)) + of_grid;
   if (Agent::is_warpgroup(stamp.agent)) {
-    return "a wgmma of warpgroup " + std::to_string(Agent::index(stamp.agent)) + block;
+    return "a wgmma or tcgen05.mma of warpgroup " + std::to_string(Agent::index(stamp.agent)) + block;
   }
   std::string const thread = "thread " + std::to_string(Agent::thread(stamp.agent)) + block;
   return Agent::is_async(stamp.agent) ? "an asynchronous copy issued by " + thread : thread;

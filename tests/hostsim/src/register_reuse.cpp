@@ -49,8 +49,10 @@ bool defines_first_operand(Instruction const& in) {
          opcodes.contains(in.opcode[0]);
 }
 
-bool is_wgmma(Instruction const& in) {
-  return in.opcode[0] == "wgmma" && in.opcode.size() > 1 && in.opcode[1] == "mma_async";
+// wgmma.mma_async, tcgen05.ld
+bool writes_registers_later(Instruction const& in) {
+  return in.opcode.size() > 1 && ((in.opcode[0] == "wgmma" && in.opcode[1] == "mma_async") ||
+                                  (in.opcode[0] == "tcgen05" && in.opcode[1] == "ld"));
 }
 
 // ---- Blocks ---------------------------------------------------------------------------------------
@@ -256,7 +258,7 @@ std::vector<bool> find_unshared_rows(Kernel const& kernel) {
   keep(kernel.local_addresses);
   keep(kernel.parameter_addresses);
   for (Instruction const& in : kernel.code) {
-    if (is_wgmma(in) && !in.operands.empty()) {
+    if (writes_registers_later(in) && !in.operands.empty()) {
       visit_rows(in.operands[0], [&](int row) { unshared[size_t(row)] = true; });
     }
   }

@@ -12,32 +12,45 @@ uint32_t offset_field(uint64_t bits, int position) {
   return uint32_t(bits >> position & 0x3fff) * kGranule;
 }
 
-}  // namespace
-
-MatrixDescriptor parse_descriptor(uint64_t bits, char const* operand) {
-  static constexpr uint32_t kSwizzles[] = {16, 128, 64, 32};
-  constexpr uint64_t kFields = 0xc00e'3fff'3fff'3fff;
+// `constant` are bits above the offsets that must be as they are there.
+MatrixDescriptor parse(char const* kind, uint64_t bits, uint64_t fields, uint64_t constant,
+                       uint32_t swizzle_bytes, char const* operand) {
   MatrixDescriptor d;
   d.start = offset_field(bits, 0);
   d.leading = offset_field(bits, 16);
   d.stride = offset_field(bits, 32);
-  d.swizzle_bytes = kSwizzles[bits >> 62];
+  d.swizzle_bytes = swizzle_bytes;
   auto const base_offset = uint32_t(bits >> 49 & 7);
-  if ((bits & ~kFields) != 0) {
-    fault("wgmma", "descriptor of %s is 0x%016llx, with bits set outside of its fields", operand,
+  if ((bits & ~fields) != 0 || (bits >> 46 & 3) != constant >> 46 || swizzle_bytes == 0) {
+    fault(kind, "descriptor of %s is 0x%016llx, with bits that its fields cannot have", operand,
           static_cast<unsigned long long>(bits));
   }
   if (base_offset != 0) {
-    fault("wgmma", "descriptor of %s: base offset is %u; the emulator knows only 0", operand,
+    fault(kind, "descriptor of %s: base offset is %u; the emulator knows only 0", operand,
           base_offset);
   }
   if (d.swizzle_bytes > kGranule && d.start / d.swizzle_bytes % kRowsPerCoreMatrix != 0) {
-    fault("wgmma",
+    fault(kind,
           "descriptor of %s: start 0x%x is not in the first row of a %u-byte swizzle pattern, "
           "which begins at a multiple of %u bytes",
           operand, d.start, d.swizzle_bytes, d.swizzle_bytes * kRowsPerCoreMatrix);
   }
   return d;
+}
+
+}  // namespace
+
+MatrixDescriptor parse_descriptor(uint64_t bits, char const* operand) {
+  static constexpr uint32_t kSwizzles[] = {16, 128, 64, 32};
+  constexpr uint64_t kFields = 0xc00e'3fff'3fff'3fff;
+  return parse("wgmma", bits, kFields, 0, kSwizzles[bits >> 62], operand);
+}
+
+MatrixDescriptor parse_tensor_descriptor(uint64_t bits, char const* operand) {
+  static constexpr uint32_t kSwizzles[] = {16, 0, 128, 0, 64, 0, 32, 0};
+  constexpr uint64_t kVersion = 1ull << 46;
+  constexpr uint64_t kFields = 0xe00e'ffff'3fff'3fff;
+  return parse("tcgen05", bits, kFields, kVersion, kSwizzles[bits >> 61], operand);
 }
 
 // Swizzling exchanges granules within a row, by the row's number in its pattern of 8 rows; both are

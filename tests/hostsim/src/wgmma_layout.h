@@ -1,4 +1,4 @@
-// Where wgmma finds A and B in shared memory: the matrix descriptor and the canonical layouts of the
+// Where wgmma and tcgen05 find A and B in shared memory: the matrix descriptor and the canonical layouts of the
 // PTX ISA. Both operands are read in granules of 16 bytes, along K if the operand is K-major, else
 // along M or N. "Row" below is a row of A or a column of B.
 #pragma once
@@ -25,5 +25,8 @@ struct MatrixDescriptor {
 // Reads the fields of a descriptor. What wgmma does not define, and a swizzle pattern that does not
 // start where its alignment says, are faults; `operand` names it there.
 MatrixDescriptor parse_descriptor(uint64_t bits, char const* operand);
+
+// The same for tcgen05, whose descriptors have other fields above the offsets.
+MatrixDescriptor parse_tensor_descriptor(uint64_t bits, char const* operand);
 
 }  // namespace hostsim

@@ -7,6 +7,7 @@ from functools import partial
 from sim.planted.bug import WRONG_RESULT, Bug
 
 _kernel = partial(Bug, "gemm", file="kernel.cuh")
+_sm100 = partial(Bug, "gemm_sm100", file="sm100.cuh")
 _epilogue = partial(Bug, "gemm", file="gemm_epilogue.cuh")
 
 # Few, because each compiles the mainloop anew.
@@ -21,8 +22,16 @@ BUGS = (
     ),
     _kernel(
         "parts of a tile under the other CTA's name",
-        "params_.workspace, partition, kCluster)",
-        "params_.workspace, partition, 1)",
+        "params_.workspace, work.partition, kCluster)",
+        "params_.workspace, work.partition, 1)",
         finds=WRONG_RESULT,
+    ),
+    _sm100(
+        "tensor memory given back before it has been read",
+        "      finish(tile, Product{first + state.index() * Shape::kTokens});\n"
+        "      products_.consumer_release(state);\n",
+        "      products_.consumer_release(state);\n"
+        "      finish(tile, Product{first + state.index() * Shape::kTokens});\n",
+        finds="race",
     ),
 )

@@ -4,9 +4,9 @@
 #include "ops.h"
 #include "ptx.cuh"
 
-using SampleConfig = p_eagle::CollectiveConfig<cutlass::bfloat16_t, 2>;
+using SampleProducts = p_eagle::Sm90Products<cutlass::bfloat16_t, 2>;
 
 SAMPLE_LAUNCHER launch_gemm_from_c(p_eagle::GemmParams const& params) {
   using Epilogue = p_eagle::GemmStore<cutlass::bfloat16_t>;
-  return p_eagle::launch_collective_with<SampleConfig, Epilogue>(params, nullptr);
+  return p_eagle::launch_collective_with<SampleProducts, Epilogue>(params, nullptr);
 }
