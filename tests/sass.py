@@ -14,7 +14,7 @@ from elf import Elf
 
 _FUNCTION = re.compile(r"^\.text\.(\S+):$")
 _INSTRUCTION = re.compile(
-    r"^\s+(?:/\*[0-9a-f]+\*/\s+)?(?:\{\s+)?(?:@!?\w+\s+)?([A-Z][A-Z0-9_.x]+)[ ;]"
+    r"^\s+(?:/\*[0-9a-f]+\*/\s+)?(?:\{\s+)?(?:@!?\w+\s+)?([A-Z][A-Za-z0-9_.]+)[ ;]"
 )
 
 

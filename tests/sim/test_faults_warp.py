@@ -91,7 +91,7 @@ def test_wgmma_reads_what_is_overwritten(conformance: Conformance, mistake: int)
     """Race detection sees it; without, a product that runs late has the wrong result."""
     conformance.needs_emulator()
     if conformance.settings.race_detection:
-        message = "is not ordered after a read by a wgmma of warpgroup 0"
+        message = "is not ordered after a read by a wgmma or tcgen05.mma of warpgroup 0"
         fault = Fault("one_wgmma", "race", message, n=mistake, **WGMMA)
         fault.run(conformance, "faults_wgmma.cu")
     elif conformance.settings.async_timing == AsyncTiming.LATE:

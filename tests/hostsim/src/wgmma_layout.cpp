@@ -22,7 +22,7 @@ MatrixDescriptor parse(char const* kind, uint64_t bits, uint64_t fields, uint64_
   d.swizzle_bytes = swizzle_bytes;
   auto const base_offset = uint32_t(bits >> 49 & 7);
   if ((bits & ~fields) != 0 || (bits >> 46 & 3) != constant >> 46 || swizzle_bytes == 0) {
-    fault(kind, "descriptor of %s is 0x%016llx, with bits that its fields cannot have", operand,
+    fault(kind, "descriptor of %s is 0x%016llx, with bits set outside of its fields", operand,
           static_cast<unsigned long long>(bits));
   }
   if (base_offset != 0) {
