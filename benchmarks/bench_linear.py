@@ -4,9 +4,9 @@ For each weight of a drafter and each number of rows: microseconds, GB/s, the sh
 copy bandwidth, and the ratios to cuBLAS. The fused op does all of its layer; cuBLAS is timed for
 the product alone, without the norm, the activation, the rotation or the cache that go with it, so
 the comparison favours cuBLAS. CUTLASS's op has the residual and the activation with its product,
-and is timed on compute capability 9.0 and 10.0, with 16-bit weights. With `--compile` there is also the
-reference under torch.compile, which does all but write to the cache. Results are checked against
-float32 before anything is timed.
+and is timed on compute capability 9.0 and 10.0, with 16-bit weights. With `--compile` there is also
+the reference under torch.compile, which does all but write to the cache. Results are checked
+against float32 before anything is timed.
 """
 
 from __future__ import annotations

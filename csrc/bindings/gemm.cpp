@@ -50,10 +50,11 @@ void run(char const* op, Launch* launch, GemmParams const& params, Tensor const&
   DeviceGuard const guard(device);
   cudaError_t const status =
       launch(params, to_dtype(op, x.scalar_type()), current_stream(op, device));
-  STD_TORCH_CHECK(status != cudaErrorNotSupported, op,
-                  ": runs on compute capability 9.0 where the library is built for 90a, and on 10.0 "
-                  "where it is for 100a; this one is built for ",
-                  P_EAGLE_ARCHS, ", and runs on ", device_name(device));
+  STD_TORCH_CHECK(
+      status != cudaErrorNotSupported, op,
+      ": runs on compute capability 9.0 where the library is built for 90a, and on 10.0 "
+      "where it is for 100a; this one is built for ",
+      P_EAGLE_ARCHS, ", and runs on ", device_name(device));
   check_launch(op, status);
 }
 

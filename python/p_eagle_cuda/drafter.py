@@ -88,8 +88,9 @@ class Drafter:
             joined_taps: Whether `propose` gets the taps side by side, in one tensor
                 ``[T, n Ht]``. Not for checkpoints with a norm of its own for each tap.
             linear: Backend of the linear layers: "fused" kernels, which are made for up to 32
-                rows; "torch", which is cuBLAS on CUDA; "cutlass", for many rows on sm_90 and sm_100; "auto"
-                for what the package's table says; or another such table. See `linear_backends`.
+                rows; "torch", which is cuBLAS on CUDA; "cutlass", for many rows on sm_90 and
+                sm_100; "auto" for what the package's table says; or another such table. See
+                `linear_backends`.
             prune_above: Passes of more rows than this, T + B (k - 1), compute in the last layer
                 only keys and values of rows that no draft is sampled from. Drafts stay the same
                 but for rounding; it takes two launches more, and saves work where that, and not

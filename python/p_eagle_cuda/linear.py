@@ -4,8 +4,8 @@
 once for up to 256, but for FP8 weights with other activations. `TorchLinear` leaves the product to
 torch, that is, cuBLAS, with row kernels around it: for many rows, for sizes that the fused kernels
 refuse, and as what they are measured against. `CutlassLinear` has the ops of
-`p_eagle_cuda.ops.gemm` in its place, for many rows on sm_90 and sm_100. `LinearLayers` has them all, and
-chooses for each op by the table of `p_eagle_cuda.linear_table`.
+`p_eagle_cuda.ops.gemm` in its place, for many rows on sm_90 and sm_100. `LinearLayers` has them
+all, and chooses for each op by the table of `p_eagle_cuda.linear_table`.
 """
 
 from __future__ import annotations

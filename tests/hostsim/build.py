@@ -31,7 +31,6 @@ EMULATOR_SOURCES = Path(__file__).resolve().parent / "src"
 JOBS = 2  # at most; CUTLASS needs gigabytes of memory per file
 
 
-
 def emulated_flags(architecture: str = "90a") -> tuple[str, ...]:
     """The PTX is all that is wanted of the device code: not assembled, not compressed."""
     return (

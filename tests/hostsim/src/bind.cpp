@@ -40,12 +40,12 @@ bool is_hint(std::string_view word) {
 BinderTable make_table() {
   BinderTable table;
   for (auto* const add_family : {
-           add_arithmetic,      add_integer,     add_carry,   add_bits,
-           add_bit_fields,      add_compare,     add_move,    add_float,
-           add_float_functions, add_convert,     add_control, add_call,
-           add_memory,          add_atomic,      add_grid,    add_warp,
-           add_matrix,          add_wgmma,       add_tcgen05, add_barrier,
-           add_mbarrier,        add_async_copy,  add_tensor_copy,
+           add_arithmetic,      add_integer,    add_carry,       add_bits,
+           add_bit_fields,      add_compare,    add_move,        add_float,
+           add_float_functions, add_convert,    add_control,     add_call,
+           add_memory,          add_atomic,     add_grid,        add_warp,
+           add_matrix,          add_wgmma,      add_tcgen05,     add_barrier,
+           add_mbarrier,        add_async_copy, add_tensor_copy,
        }) {
     add_family(table);
   }
