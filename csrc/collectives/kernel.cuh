@@ -5,10 +5,10 @@
 //   product [128, 256]                   float32: sm90.cuh, sm100.cuh
 //
 // The mainloop is CUTLASS's, TMA and tensor cores in specialised warps; what is around it is ours,
-// because how many rows there are is known on the device alone. The tiles of the rows that exist are
-// dealt to CTAs there, stream-K by LinearPartition, and an epilogue stores those rows and no other. So
-// one captured launch serves every count. It leaves no trace of the architecture: both have a product
-// in the same registers of the same eight warps.
+// because how many rows there are is known on the device alone. The tiles of the rows that exist
+// are dealt to CTAs there, stream-K by LinearPartition, and an epilogue stores those rows and no
+// other. So one captured launch serves every count. All architectures hand a product to the same
+// eight warps, 16 rows each, a slice of columns at a time; so the rest is one for all.
 //
 // A cluster of two CTAs has rows one below the other, and each brings half of the weight to both.
 // The weight's rows are taken in groups of 16, the 8 and 8 of a group from where the epilogue wants

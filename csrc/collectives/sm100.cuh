@@ -1,9 +1,9 @@
 // The products of sm_100a: CUTLASS's mainloop of one SM, tcgen05.mma into tensor memory.
 //
-// One warp brings operands, one starts the tensor cores. Two products fit in tensor memory, so one is
-// multiplied while the other is taken out. tcgen05.ld of 16x256b then leaves a warp what wgmma would:
-// 16 rows with all columns. It reaches only the 32 rows that are the warp's by its place in its
-// warpgroup; the first warpgroup takes the upper 16 of them, the second the lower.
+// One warp brings operands, one starts the tensor cores. Two products fit in tensor memory, so one
+// is multiplied while the other is taken out. tcgen05.ld of 16x256b then leaves a warp what wgmma
+// would: 16 rows with all columns. It reaches only the 32 rows that are the warp's by its place in
+// its warpgroup; the first warpgroup takes the upper 16 of them, the second the lower.
 #pragma once
 
 // The builder needs the first two, which it does not bring.
@@ -103,7 +103,10 @@ class Sm100Products : public CollectiveShape<Element, kCluster> {
     uint32_t const first = shared_.tensor_memory + (warp_row(threadIdx.x / kWarpSize) << 16);
     work.for_each_tile([&](int tile, int, int) {
       products_.consumer_wait(state);
+      // PTX orders tensor memory across threads by a barrier and these fences only.
+      asm volatile("tcgen05.fence::after_thread_sync;");
       finish(tile, Product{first + state.index() * Shape::kTokens});
+      asm volatile("tcgen05.fence::before_thread_sync;");
       products_.consumer_release(state);
       ++state;
     });

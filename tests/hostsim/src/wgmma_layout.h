@@ -1,6 +1,6 @@
-// Where wgmma and tcgen05 find A and B in shared memory: the matrix descriptor and the canonical layouts of the
-// PTX ISA. Both operands are read in granules of 16 bytes, along K if the operand is K-major, else
-// along M or N. "Row" below is a row of A or a column of B.
+// Where wgmma and tcgen05 find A and B in shared memory: the matrix descriptor and the canonical
+// layouts of the PTX ISA. Both operands are read in granules of 16 bytes, along K if the operand is
+// K-major, else along M or N. "Row" below is a row of A or a column of B.
 #pragma once
 
 #include <cstdint>

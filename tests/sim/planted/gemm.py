@@ -29,6 +29,7 @@ BUGS = (
     _sm100(
         "tensor memory given back before it has been read",
         "      finish(tile, Product{first + state.index() * Shape::kTokens});\n"
+        '      asm volatile("tcgen05.fence::before_thread_sync;");\n'
         "      products_.consumer_release(state);\n",
         "      products_.consumer_release(state);\n"
         "      finish(tile, Product{first + state.index() * Shape::kTokens});\n",
