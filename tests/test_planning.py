@@ -23,7 +23,7 @@ from p_eagle_cuda.planning.gpus import GPUS
 from p_eagle_cuda.planning.phases import Batch, Precision, phases, total_bytes
 from p_eagle_cuda.planning.prediction import ASSUMED, LINEAR_OPS_OF_PHASES, PassModel
 from p_eagle_cuda.planning.tiles import num_parts
-from p_eagle_cuda.planning.traffic import BUNDLED_TRAFFIC, KernelTraffic, PassTraffic
+from p_eagle_cuda.planning.traffic import BUNDLED_TRAFFIC, KernelTraffic, PassKind, PassTraffic
 from p_eagle_cuda.weights import load_drafter_weights
 from test_benchmarks import load
 
@@ -115,7 +115,8 @@ def test_the_table_says_that_it_is_predicted(run: Run) -> None:
     assert "predicted us" in header
     assert row.split()[0] == "2"
     assert "\nbatch 2, predicted\n" in out
-    assert [line.split()[0] for line in out.splitlines()[8:]] == list(PassTraffic.read().kernels)
+    kernels = PassTraffic.read().passes["16-bit", False]
+    assert [line.split()[0] for line in out.splitlines()[8:]] == list(kernels)
 
 
 @pytest.mark.parametrize(
@@ -147,14 +148,17 @@ def test_what_is_no_drafter_is_one_line(run: Run, tmp_path: Path) -> None:
 
 
 def test_predictions_follow_what_was_counted(config: DrafterConfig) -> None:
-    traffic, batch = PassTraffic.read(), Batch.of_equal(1, 7, 3, 4096)
+    batch, kind = Batch.of_equal(1, 7, 3, 4096), PassKind("16-bit", has_many_rows=False)
+    passes = PassTraffic.read().passes
+    known = passes[kind]["down"]
 
     def predict(**changes: int) -> Any:
-        kernel = replace(traffic.kernels["down"], **changes)
-        counted = replace(traffic, kernels={**traffic.kernels, "down": kernel})
-        return PassModel(config, H200, traffic=counted).predict(batch)
+        changed = {**passes[kind], "down": replace(known, **changes)}
+        return PassModel(config, H200, traffic=PassTraffic({**passes, kind: changed})).predict(
+            batch
+        )
 
-    as_it_is, known = predict(), traffic.kernels["down"]
+    as_it_is = predict()
     down = [x for x in as_it_is.kernels if x.kernel == "down"]
     assert len(down) == config.num_layers
     twice = predict(moved_bytes=2 * known.moved_bytes)
@@ -162,14 +166,15 @@ def test_predictions_follow_what_was_counted(config: DrafterConfig) -> None:
     assert twice.moved_bytes - as_it_is.moved_bytes == pytest.approx(must, rel=0.01)
     rate = ASSUMED["mma.sync"].bandwidth * H200.bytes_per_s
     assert twice.predicted_us - as_it_is.predicted_us == pytest.approx(1e6 * must / rate, rel=0.01)
-    more = predict(launches=2 * known.launches)
-    assert more.launches == as_it_is.launches + config.num_layers
-    assert more.predicted_us == pytest.approx(
-        as_it_is.predicted_us + config.num_layers * ASSUMED["mma.sync"].gap_us
-    )
     partial = predict(partial_bytes=3 * known.partial_bytes)
     assert partial.predicted_us > as_it_is.predicted_us
     assert partial.floor_us == as_it_is.floor_us
+    many_rows = Batch.of_equal(8, 7, 3, 4096)
+    unchanged = PassModel(config, H200, traffic=PassTraffic({kind: passes[kind]}))
+    assert unchanged.predict(batch) == as_it_is
+    assert unchanged.predict(many_rows).moved_bytes < (
+        PassModel(config, H200).predict(many_rows).moved_bytes
+    )
 
 
 @pytest.mark.parametrize("linear", ["fused", "torch"])
@@ -276,9 +281,12 @@ def test_counts_that_are_damaged_are_refused() -> None:
     report = json.loads(BUNDLED_TRAFFIC.read_text())
     known = PassTraffic.of(report)
     assert known == PassTraffic.read()
-    assert known.kernels["down"] == KernelTraffic(
-        **{x: report["kernels"][7][x] for x in vars(known.kernels["down"])}
-    )
-    del report["kernels"][7]["moved_bytes"]
-    with pytest.raises(ValueError, match=r"field `kernels\[7\].moved_bytes` is missing"):
+    rows = report["passes"][1]["kernels"]
+    down = known.find(PassKind("16-bit", has_many_rows=True), "down")
+    assert down == KernelTraffic(**{x: rows[7][x] for x in vars(down)})
+    del rows[7]["moved_bytes"]
+    with pytest.raises(ValueError, match=r"`passes\[1\].kernels\[7\].moved_bytes` is missing"):
+        PassTraffic.of(report)
+    del report["passes"]
+    with pytest.raises(ValueError, match=r"`passes` is missing, expected a list of objects"):
         PassTraffic.of(report)

@@ -28,7 +28,7 @@ from p_eagle_cuda.planning.phases import (
     total_bytes,
 )
 from p_eagle_cuda.planning.tiles import partial_bytes, tile_tokens
-from p_eagle_cuda.planning.traffic import AS_NEEDED, PassTraffic
+from p_eagle_cuda.planning.traffic import PassKind, PassTraffic
 
 # The op of the linear backends behind each phase that has a choice of them.
 LINEAR_OPS_OF_PHASES = {
@@ -83,7 +83,7 @@ class KernelPrediction:
 
     kernel: str
     runs_on: str
-    launches: float
+    launches: int
     needed_bytes: int  # that memory cannot avoid moving
     moved_bytes: int  # L2 empty before each launch
     us: float
@@ -106,7 +106,7 @@ class Prediction:
     @property
     def launches(self) -> int:
         """Of the pass."""
-        return round(sum(kernel.launches for kernel in self.kernels))
+        return sum(kernel.launches for kernel in self.kernels)
 
     @property
     def moved_bytes(self) -> int:
@@ -158,12 +158,16 @@ class PassModel:
         """One pass of this batch, its rows in the buffers of a graph."""
         needed = phases(self.config, batch, self.precision)
         floor = floor_us(needed, self.gpu.bytes_per_s, self.gpu.flops_per_s)
-        prunes = batch.padded_rows > max(PRUNE_ABOVE, batch.sampled_rows)
         kernels, firsts = [], set()
-        for phase in phases(self.config, batch, self.precision, prunes=prunes):
+        for phase in self.phases(batch):
             kernels.append(self._kernel(phase, batch, is_first=phase.kernel not in firsts))
             firsts.add(phase.kernel)
         return Prediction(batch, floor, total_bytes(needed), kernels)
+
+    def phases(self, batch: Batch) -> list[Phase]:
+        """The launches of such a pass, on the fused backend."""
+        prunes = batch.padded_rows > max(PRUNE_ABOVE, batch.sampled_rows)
+        return phases(self.config, batch, self.precision, prunes=prunes)
 
     def runs_on(self, kernel: str, padded_rows: int) -> str:
         """What runs a phase, as a key of `ASSUMED`."""
@@ -181,10 +185,8 @@ class PassModel:
         runs_on = self.runs_on(phase.kernel, padded_rows)
         if runs_on == "cuBLAS":
             return self._on_cublas(phase, batch, is_first=is_first)
-        counted = self.traffic.kernels.get(phase.kernel, AS_NEEDED)
-        per_layer = phase.kernel in (*LINEAR_OPS_OF_PHASES, "paged_attention")
-        per_layer = per_layer and phase.kernel != "project_taps"
-        launches = counted.launches / (self.traffic.num_layers if per_layer else 1)
+        kind = PassKind.of(self.precision, batch.padded_rows)
+        counted = self.traffic.find(kind, phase.kernel)
         tiles, products = self._tiles(phase, batch, runs_on)
         # Of several tiles of tokens each reads the whole weight.
         moved = (phase.all_bytes + (tiles - 1) * phase.weights) * counted.moved_over_needed
@@ -196,8 +198,8 @@ class PassModel:
             exponentials = phase.flops / (4 * self.config.head_dim)
             share = ASSUMED[runs_on].bandwidth * EXPONENTIALS_SHARE
             us = max(us, 1e6 * exponentials / (self.gpu.exponentials_per_s * share))
-        us += launches * ASSUMED[runs_on].gap_us
-        return KernelPrediction(phase.kernel, runs_on, launches, phase.bytes, round(moved), us)
+        us += ASSUMED[runs_on].gap_us
+        return KernelPrediction(phase.kernel, runs_on, 1, phase.bytes, round(moved), us)
 
     def _tiles(self, phase: Phase, batch: Batch, runs_on: str) -> tuple[int, float]:
         """Tiles of tokens that have rows, and operations, those of empty rows too.
