@@ -16,6 +16,8 @@ TILE_TOKENS = {
 }  # fmt: skip
 ATTENTION_BLOCKS_PER_SM = {64: 2, 128: 1}  # by head size
 OCTET, TURN_TOKENS = 8, 32  # tokens of partial sums that wgmma's kernel writes, and reads, at once
+# Of a tile of CUTLASS's kernels; with more rows than those in its buffers two such are a cluster.
+COLLECTIVE_ROWS, COLLECTIVE_CLUSTER_ROWS = 128, 512
 ATTENTION_TILE_ROWS = 128  # of one KV head: the rows of a request, times its query heads
 
 
@@ -62,6 +64,12 @@ def partial_bytes(
     written = round_up(existing_rows, OCTET) if is_wgmma else tokens
     read = round_up(existing_rows, TURN_TOKENS) if is_wgmma else tokens
     return parts * tile_rows * (written + read) * 4
+
+
+def collective_rows(rows: float, padded_rows: int) -> int:
+    """Rows that CUTLASS's kernels multiply; mirrors csrc/linear/tiles.h."""
+    cluster = 1 if padded_rows <= COLLECTIVE_CLUSTER_ROWS else 2
+    return round_up(rows, COLLECTIVE_ROWS * cluster)
 
 
 def round_up(rows: float, multiple: int) -> int:
