@@ -11,7 +11,7 @@ from torch import Tensor
 from p_eagle_cuda import _C, reference
 from sim.emulator import Settings
 from sim.params import params_type
-from sim.sample import BF16_ERROR, CSRC, FOLDER, Run, Sample, randn, source
+from sim.sample import BF16_ERROR, Run, Sample, randn, source
 
 BF16 = torch.bfloat16
 
@@ -58,28 +58,13 @@ def gemm(
     launch(last, out, n, weights[1], out=stream, accumulates=True)
 
 
-def _sample(name: str, first: str, last: str, architecture: str = "90a") -> Sample:
-    return Sample(
-        partial(gemm, first=first, last=last),
-        source(f"launch_{name}"),
-        included=[
-            CSRC / file
-            for file in (
-                "ops.h", "common/launch.h", "common/reduce.cuh", "common/arrival.cuh",
-                "linear/tiles.h", "linear/partition.h", "linear/product.cuh", "linear/weights.cuh",
-                "linear/quantize.cuh", "linear/rows.cuh", "linear/epilogue.cuh",
-                "collectives/work.cuh", "collectives/sm90.cuh", "collectives/sm100.cuh",
-                "collectives/gemm_epilogue.cuh", "collectives/kernel.cuh", "collectives/launch.cuh",
-            )
-        ],
-        includes=(FOLDER, CSRC),
-        architecture=architecture,
-    )  # fmt: skip
-
-
 SAMPLES = {
-    "gemm": _sample("gemm", "launch_gemm_from_c", "launch_gemm_from_c"),
-    "gemm_sm100": _sample(
-        "gemm_sm100", "launch_gemm_swiglu_sm100_from_c", "launch_gemm_sm100_from_c", "100a"
+    "gemm": Sample(
+        partial(gemm, first="launch_gemm_from_c", last="launch_gemm_from_c"), source("launch_gemm")
+    ),
+    "gemm_sm100": Sample(
+        partial(gemm, first="launch_gemm_swiglu_sm100_from_c", last="launch_gemm_sm100_from_c"),
+        source("launch_gemm_sm100"),
+        architecture="100a",
     ),
 }
