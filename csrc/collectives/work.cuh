@@ -8,7 +8,7 @@
 
 #include <cute/tensor.hpp>
 
-#include "common/launch.h"
+#include "common/reduce.cuh"
 #include "linear/partition.h"
 #include "linear/product.cuh"
 #include "linear/tiles.h"
