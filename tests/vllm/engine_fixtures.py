@@ -33,12 +33,27 @@ class Served:
     outputs: list[list[list[int] | None]]
     aborted: list[list[int]]
     logprobs: list[list[list[float] | None]]
-    drafts: list[list[list[int]]]
-    launches: list[list[str]]
-    num_verifications: int
+    of_ranks: list[dict[str, Any]]
     counters: dict[str, Any]
     num_preemptions: int
     log: list[str]
+
+    @property
+    def drafts(self) -> list[list[list[int]]]:
+        """Of each step, on the first rank."""
+        drafts: list[list[list[int]]] = self.of_ranks[0]["drafts"]
+        return drafts
+
+    @property
+    def launches(self) -> list[list[str]]:
+        """Kinds of steps, by what is launched beside the pass."""
+        launches: list[list[str]] = self.of_ranks[0]["launches"]
+        return launches
+
+    @property
+    def num_verifications(self) -> int:
+        """Calls of our verification."""
+        return int(self.of_ranks[0]["num_verifications"])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -120,7 +135,7 @@ def serve(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> Serve:
         if speculative is not None:
             engine["speculative_config"] = speculative
         (folder / "case.json").write_text(json.dumps({"engine": engine, "batches": batches}))
-        arguments = [folder / "case.json", folder / "result.json", *(["--v2"] if v2 else [])]
+        arguments = [folder / "case.json", folder / "result.json"]
         variables = environment(v2=v2, plugin=plugin)
         done = subprocess.run(
             [vllm_python, HERE / "run_engine.py", *arguments],
