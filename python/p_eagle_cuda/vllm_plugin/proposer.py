@@ -63,7 +63,16 @@ class PEagleProposer(EagleProposer):  # type: ignore[misc]  # vLLM has no types 
                 forget_layers(self.vllm_config, layer_names(self.vllm_config) - of_target)
                 super().load_model(target_model)
         if reason is not None:
-            logger.warning("p_eagle_cuda steps aside, vLLM's own drafter serves: %s", reason)
+            self._step_aside(reason)
+
+    def _step_aside(self, reason: str) -> None:
+        """One warning, of the first of the target's ranks, which all have the same reason."""
+        self._served = None
+        is_first = self.vllm_config.parallel_config.rank == 0
+        logger.log(
+            logging.WARNING if is_first else logging.DEBUG,
+            "p_eagle_cuda steps aside, vLLM's own drafter serves: %s", reason,
+        )  # fmt: skip
 
     def _find_refusal(self) -> str | None:
         """Why ours cannot serve, as far as the configuration tells."""
@@ -168,6 +177,5 @@ class PEagleProposer(EagleProposer):  # type: ignore[misc]  # vLLM has no types 
                     f"p_eagle_cuda cannot draft: {error}; P_EAGLE_CUDA_DISABLE=1 serves with "
                     "vLLM's own drafter"
                 ) from error
-            logger.warning("p_eagle_cuda steps aside, vLLM's own drafter serves: %s", error)
-            self._served = None
+            self._step_aside(str(error))
         return self._served is not None

@@ -1,0 +1,106 @@
+"""A target on two ranks, with the whole drafter on each: the bundled pair, and one made of it.
+
+The latter has a window in all of the target's layers but one, and a drafter of one layer, without a
+vocabulary of its own. So its caches have blocks of another size than the target's, and embedding
+and head are put together from the target's shards.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_fixtures import Serve, Served
+from safetensors.torch import load_file, save_file
+from test_serving import ENGINE, GREEDY, SPECULATIVE, request
+
+from p_eagle_cuda.bundled import bundled_drafter, bundled_target
+
+pytest_plugins = ["engine_fixtures"]
+
+RANKS = 2
+ASKED = [[request(0, 9, 8), request(3, 40, 8), request(5, 70, 6, join_after=2)]]
+# A process for each rank with an engine of its own, which is sooner there than vLLM's workers are.
+SPLIT = {**ENGINE, "tensor_parallel_size": RANKS, "distributed_executor_backend": "external_launcher"}
+
+
+def rewritten(
+    folder: Path, source: Path, changes: dict[str, Any], keeps: Callable[[str], bool]
+) -> str:
+    """A copy of a checkpoint with another configuration, and not all of its tensors."""
+    shutil.copytree(source, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+    (file,) = folder.glob("*.safetensors")
+    tensors = {name: x for name, x in load_file(file).items() if keeps(name)}
+    save_file(tensors, file)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def windowed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The engine's arguments with the target that has windows."""
+    layers = ["full_attention", *["sliding_attention"] * 4]
+    target = rewritten(
+        tmp_path_factory.mktemp("target") / "windowed", bundled_target(),
+        {"layer_types": layers, "sliding_window": 32}, lambda _: True,
+    )  # fmt: skip
+    return {"model": target}
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Of the drafter of one layer, without a vocabulary of its own."""
+    dropped = ("layers.", "embed_tokens.", "lm_head.")
+    drafter = rewritten(
+        tmp_path_factory.mktemp("drafter") / "bare", bundled_drafter(), {"num_hidden_layers": 1},
+        lambda name: not name.startswith(dropped),
+    )  # fmt: skip
+    return {**SPECULATIVE, "model": drafter}
+
+
+@pytest.fixture(scope="module")
+def on_one_rank(serve: Serve, windowed: dict[str, Any], bare: dict[str, Any]) -> Served:
+    return serve(ASKED, speculative=bare, **{**ENGINE, **windowed})
+
+
+def assert_whole_on_each_rank(served: Served) -> list[str]:
+    """What the log says of it, once for each rank; nothing differs between them."""
+    said = [x for x in served.log if "p_eagle_cuda drafts" in x]
+    assert len(said) == RANKS, served.log
+    assert all(f"caches of all 2 heads, on each of {RANKS} ranks" in x for x in said), said
+    assert not [x for x in served.log if x.startswith("WARNING")], served.log
+    first, *others = served.of_ranks
+    assert len(others) == RANKS - 1
+    assert all(other == first for other in others)
+    return said
+
+
+@pytest.mark.feature("Target on several GPUs")
+@pytest.mark.parametrize("runner", ["V1", "V2"])
+def test_caches_of_other_blocks_and_no_vocabulary(
+    runner: str, on_one_rank: Served, serve: Serve, windowed: dict[str, Any], bare: dict[str, Any]
+) -> None:
+    ours = serve(ASKED, speculative=bare, v2=runner == "V2", **{**SPLIT, **windowed})
+    said = assert_whole_on_each_rank(ours)
+    assert all("0.5 MiB gathered from the target's vocabulary" in x for x in said), said
+    assert ours.outputs == on_one_rank.outputs
+    if runner == "V1":
+        assert ours.drafts == on_one_rank.drafts
+    assert ours.counters == on_one_rank.counters
+
+
+@pytest.mark.feature("Target on several GPUs")
+def test_vllms_own_serves_where_its_caches_do_not_fit(
+    on_one_rank: Served, serve: Serve, windowed: dict[str, Any]
+) -> None:
+    """Next to one layer without a window vLLM has four groups of caches for the drafter's four."""
+    served = serve(ASKED, speculative=SPECULATIVE, **{**SPLIT, **windowed})
+    (warning,) = [x for x in served.log if x.startswith("WARNING")]
+    assert "into 4 groups of caches, expected one" in warning
+    assert served.outputs == on_one_rank.outputs
+    assert served.counters["num_accepted_tokens"] > 0
