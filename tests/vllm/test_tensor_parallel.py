@@ -9,24 +9,21 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_fixtures import Serve, Served
+from engine_fixtures import HERE, Serve, Served, environment
 from safetensors.torch import load_file, save_file
-from test_serving import ENGINE, GREEDY, SPECULATIVE, request
+from test_serving import ENGINE, RANKS, SPECULATIVE, SPLIT, assert_whole_on_each_rank, request
 
 from p_eagle_cuda.bundled import bundled_drafter, bundled_target
 
 pytest_plugins = ["engine_fixtures"]
 
-RANKS = 2
 ASKED = [[request(0, 9, 8), request(3, 40, 8), request(5, 70, 6, join_after=2)]]
-# A process for each rank with an engine of its own, which is sooner there than vLLM's workers are.
-SPLIT = {**ENGINE, "tensor_parallel_size": RANKS, "distributed_executor_backend": "external_launcher"}
-
 
 def rewritten(
     folder: Path, source: Path, changes: dict[str, Any], keeps: Callable[[str], bool]
@@ -68,18 +65,6 @@ def on_one_rank(serve: Serve, windowed: dict[str, Any], bare: dict[str, Any]) ->
     return serve(ASKED, speculative=bare, **{**ENGINE, **windowed})
 
 
-def assert_whole_on_each_rank(served: Served) -> list[str]:
-    """What the log says of it, once for each rank; nothing differs between them."""
-    said = [x for x in served.log if "p_eagle_cuda drafts" in x]
-    assert len(said) == RANKS, served.log
-    assert all(f"caches of all 2 heads, on each of {RANKS} ranks" in x for x in said), said
-    assert not [x for x in served.log if x.startswith("WARNING")], served.log
-    first, *others = served.of_ranks
-    assert len(others) == RANKS - 1
-    assert all(other == first for other in others)
-    return said
-
-
 @pytest.mark.feature("Target on several GPUs")
 @pytest.mark.parametrize("runner", ["V1", "V2"])
 def test_caches_of_other_blocks_and_no_vocabulary(
@@ -104,3 +89,23 @@ def test_vllms_own_serves_where_its_caches_do_not_fit(
     assert "into 4 groups of caches, expected one" in warning
     assert served.outputs == on_one_rank.outputs
     assert served.counters["num_accepted_tokens"] > 0
+
+
+def test_plans_of_caches(vllm_python: str, tmp_path: Path) -> None:
+    """VLLM has caches for the whole drafter of gpt-oss next to 2, 4 and 8 ranks of the target."""
+    subprocess.run(
+        [vllm_python, HERE / "plan_caches.py", tmp_path / "result.json"],
+        env=environment(v2=False), check=True, timeout=300,
+    )  # fmt: skip
+    found = json.loads((tmp_path / "result.json").read_text())
+    reasons = {name: case["reason"] for name, case in found.items() if case["reason"]}
+    assert set(reasons) == {"gpt-oss-120b, TP 2, LHBNC", "more layers than of a kind, TP 2"}
+    assert "need a block-compact layout" in reasons["gpt-oss-120b, TP 2, LHBNC"]
+    assert "2 groups of caches, expected one" in reasons["more layers than of a kind, TP 2"]
+    for tp in (1, 2, 4, 8):
+        groups = found[f"gpt-oss-120b, TP {tp}"]["groups"]
+        (of_drafter,) = [group for group in groups if group[2]]
+        assert of_drafter[:2] == ([22, 16] if tp == 1 else [4, 16])
+        # A block of the target's holds as many bytes, in as many more positions.
+        assert {group[1] for group in groups if not group[2]} == {16 * tp}
+    assert found["no windows, TP 2"]["groups"] == [[36, 16, True]]

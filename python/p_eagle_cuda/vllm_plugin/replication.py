@@ -71,6 +71,7 @@ def cache_refusal(vllm_config: Any) -> str | None:  # noqa: ANN401
     A layer of the drafter takes more bytes for a position than one of the target, which has a share
     of its heads. That is asked of vLLM's own planning, on copies, before it comes to do it itself.
     """
+    from vllm.distributed.kv_transfer.kv_connector.utils import get_current_attn_backends
     from vllm.v1.attention.backends.utils import (
         get_supported_kv_cache_layouts,
         resolve_kv_cache_layout,
@@ -82,8 +83,7 @@ def cache_refusal(vllm_config: Any) -> str | None:  # noqa: ANN401
     trial = copy(vllm_config)
     trial.cache_config = copy(vllm_config.cache_config)
     specs = get_kv_cache_spec(trial)
-    layers = vllm_config.compilation_config.static_forward_context
-    backends = {layers[name].get_attn_backend() for name in specs}
+    backends = get_current_attn_backends(trial)
     try:
         register_all_kvcache_specs(trial)
         layouts = [layout.name for layout in get_supported_kv_cache_layouts(backends)]
