@@ -17,7 +17,7 @@ from p_eagle_cuda.config import DrafterConfig
 from p_eagle_cuda.errors import CheckpointError, ConfigError
 from p_eagle_cuda.vllm_plugin.caches import adopt_caches
 from p_eagle_cuda.vllm_plugin.options import PluginOptions
-from p_eagle_cuda.vllm_plugin.replication import made_whole
+from p_eagle_cuda.vllm_plugin.replication import check_same_on_ranks, made_whole
 from p_eagle_cuda.vllm_plugin.support import is_p_eagle, refusal
 from p_eagle_cuda.vllm_plugin.versions import V1_VERSIONS, V2_VERSIONS, unsupported_version
 from p_eagle_cuda.vllm_plugin.weights import adopt_weights, release_replaced
@@ -319,9 +319,7 @@ def test_made_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """The group of one rank stands in, and the target's comes back, whatever happens."""
     state = SimpleNamespace(_TP="eight", get_pp_group=lambda: SimpleNamespace(world_size=1))
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(distributed=state))
-    monkeypatch.setitem(
-        sys.modules, "vllm.distributed", SimpleNamespace(parallel_state=state)
-    )
+    monkeypatch.setitem(sys.modules, "vllm.distributed", SimpleNamespace(parallel_state=state))
     config = config_of()
     with made_whole(config):
         assert state._TP == "eight", "one rank has nothing to split"
@@ -335,6 +333,19 @@ def test_made_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CheckpointError):
         fail()
     assert state._TP == "eight"
+
+
+def test_drafts_that_differ_between_ranks_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    drafts = torch.arange(6).view(2, 3)
+    of_ranks = [drafts, drafts.clone(), drafts.clone()]
+    group = SimpleNamespace(world_size=3, all_gather=lambda _, dim: torch.cat(of_ranks, dim))
+    distributed = SimpleNamespace(get_tp_group=lambda: group)
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(distributed=distributed))
+    monkeypatch.setitem(sys.modules, "vllm.distributed", distributed)
+    check_same_on_ranks(drafts)
+    of_ranks[2][1, 0] += 1
+    with pytest.raises(RuntimeError, match=r"on each of 3 ranks, those of ranks \[2\] are not"):
+        check_same_on_ranks(drafts)
 
 
 def test_no_precision_that_the_dtype_does_not_have(tmp_path: Path) -> None:

@@ -150,7 +150,10 @@ def serve(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> Serve:
         ranks = range(engine["tensor_parallel_size"] if is_launched else 1)
         processes = [
             subprocess.Popen(
-                [vllm_python, HERE / "run_engine.py", folder / "case.json", folder / f"{rank}.json"],
+                [
+                    vllm_python, HERE / "run_engine.py", folder / "case.json",
+                    folder / f"{rank}.json",
+                ],
                 env={
                     **variables, "RANK": str(rank), "LOCAL_RANK": str(rank),
                     "WORLD_SIZE": str(len(ranks)),

@@ -71,8 +71,8 @@ def plan(tp: int, layers: tuple[int, int, int], layout: KVCacheLayout | None) ->
     config = part(
         compilation_config=part(static_forward_context=named), kv_transfer_config=None,
         attention_config=part(hisparse_config=None), cache_config=CacheConfig(block_size=BLOCK),
-        scheduler_config=part(disable_hybrid_kv_cache_manager=False), num_prefill_lookahead_tokens=0,
-        model_config=part(supports_kv_cache_grouping=False),
+        scheduler_config=part(disable_hybrid_kv_cache_manager=False),
+        model_config=part(supports_kv_cache_grouping=False), num_prefill_lookahead_tokens=0,
         speculative_config=part(use_eagle_block_drop=lambda: False),
     )  # fmt: skip
     groups: list[list[Any]] = []
@@ -81,7 +81,11 @@ def plan(tp: int, layers: tuple[int, int, int], layout: KVCacheLayout | None) ->
     def recording(*args: Any) -> Any:
         found = theirs(*args)
         groups.extend(
-            [len(x.layer_names), x.kv_cache_spec.block_size, named[x.layer_names[-1]].is_draft_layer]
+            [
+                len(x.layer_names),
+                x.kv_cache_spec.block_size,
+                named[x.layer_names[-1]].is_draft_layer,
+            ]
             for x in found
         )
         return found

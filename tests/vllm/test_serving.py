@@ -28,7 +28,11 @@ ENGINE: dict[str, Any] = {
 }  # fmt: skip
 RANKS = 2
 # A process for each rank with an engine of its own, which is sooner there than vLLM's workers are.
-SPLIT = {**ENGINE, "tensor_parallel_size": RANKS, "distributed_executor_backend": "external_launcher"}
+SPLIT = {
+    **ENGINE,
+    "tensor_parallel_size": RANKS,
+    "distributed_executor_backend": "external_launcher",
+}
 
 
 @cache
@@ -143,10 +147,10 @@ def test_ours_drafts_what_vllms_own_does(
         assert first(ours) == first(of_vllm)
 
 
-@pytest.mark.feature("Target on several GPUs")
+@pytest.mark.feature("Tensor parallelism")
 def test_a_target_on_two_ranks(plain: Served, of_vllm: Served, serve: Serve) -> None:
-    """The whole drafter on each, in vLLM's own workers: one group of caches, pages of two sizes."""
-    ours = serve(GREEDY[:1], speculative=SPECULATIVE, **{**ENGINE, "tensor_parallel_size": RANKS})
+    """The whole drafter on each: one group of caches, with pages of two sizes."""
+    ours = serve(GREEDY[:1], speculative=SPECULATIVE, **SPLIT)
     said = assert_whole_on_each_rank(ours)
     assert all("weights of 9.8 MiB shared with vLLM" in x for x in said), said
     assert ours.outputs == plain.outputs[:1]

@@ -10,7 +10,6 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from launches import Launches
-
 from p_eagle_cuda import Drafter, ops
 
 _drafts: list[Any] = []

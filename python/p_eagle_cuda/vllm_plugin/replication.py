@@ -54,6 +54,24 @@ def gather_vocabulary(shard: Tensor) -> Tensor:
     return gathered
 
 
+def check_same_on_ranks(token_ids: Tensor) -> None:
+    """Compare drafts ``[B, K]`` with those of the other ranks.
+
+    Raises:
+        RuntimeError: They differ, so the ranks' inputs or weights do.
+    """
+    from vllm.distributed import get_tp_group
+
+    group = get_tp_group()
+    of_ranks = group.all_gather(token_ids.contiguous(), dim=0).view(-1, *token_ids.shape)
+    differ = (of_ranks != of_ranks[0]).flatten(1).any(dim=1).nonzero().flatten().tolist()
+    if differ:
+        raise RuntimeError(
+            f"p_eagle_cuda: expected the same drafts on each of {group.world_size} ranks, those of "
+            f"ranks {differ} are not those of rank 0"
+        )
+
+
 def layer_names(vllm_config: Any) -> set[str]:  # noqa: ANN401
     """Of all layers that vLLM knows by name, those with caches among them."""
     return set(vllm_config.compilation_config.static_forward_context)

@@ -16,6 +16,7 @@ from p_eagle_cuda.errors import ConfigError
 from p_eagle_cuda.fields import ConfigFields
 from p_eagle_cuda.vllm_plugin.caches import adopt_caches
 from p_eagle_cuda.vllm_plugin.options import PluginOptions
+from p_eagle_cuda.vllm_plugin.replication import check_same_on_ranks
 from p_eagle_cuda.vllm_plugin.sampling import CANDIDATES
 from p_eagle_cuda.vllm_plugin.weights import adopt_weights, release_replaced
 from p_eagle_cuda.weights import DrafterWeights
@@ -165,11 +166,14 @@ class ServedDrafter:
                 for target, tap in zip(static, taps, strict=True):
                     target.copy_(tap)
                 taps = static
-        return drafter.propose(
+        found = drafter.propose(
             tokens, positions, [tap.contiguous() for tap in taps], query_start,
             self._none_rejected[:B] if num_rejected is None else num_rejected, next_tokens,
             block_table.contiguous(), k=k,
         )  # fmt: skip
+        if self._options.debug and self._num_ranks > 1:
+            check_same_on_ranks(found.token_ids)
+        return found
 
     def _plan_bytes(self) -> int:
         """Of the buffers, for the smallest blocks."""

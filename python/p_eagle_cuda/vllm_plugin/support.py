@@ -74,9 +74,9 @@ def _find_refusal(vllm_config: Any, device_type: str, runner: str, version: str)
                 "the target is split over several GPUs and its caches go to another engine, which "
                 "was not tried"
             )
-        reason = unsupported_version(version, *OPTION_VERSIONS)
-        if reason is not None:
-            return f"the target is split over several GPUs: {reason}"
+        untried = unsupported_version(version, *OPTION_VERSIONS)
+        if untried is not None:
+            return f"the target is split over several GPUs: {untried}"
     if device_type == "cuda":
         if head_dim not in CUDA_HEAD_DIMS:
             sizes = " or ".join(map(str, CUDA_HEAD_DIMS))

@@ -116,7 +116,10 @@ def cpu_attention_with_kv_cache(
         keys, values = (x.repeat_interleave(group, dim=1) for x in (keys, values))
         scores = torch.einsum("qhd,khd->hqk", query[rows].float(), keys) * scale
         if causal:
-            keys_at, last_key = torch.arange(length), torch.arange(length - num_rows, length)[:, None]
+            keys_at, last_key = (
+                torch.arange(length),
+                torch.arange(length - num_rows, length)[:, None],
+            )
             scores = scores.masked_fill(keys_at > last_key, -torch.inf)
             if sliding_window > 0:
                 scores = scores.masked_fill(keys_at <= last_key - sliding_window, -torch.inf)
