@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_fixtures import Serve, Served
+from engine_fixtures import HERE, Serve, Served
 from tokenizers import Tokenizer
 
-from p_eagle_cuda import drafter
 from p_eagle_cuda.bundled import bundled_drafter, bundled_target
 from p_eagle_cuda.vllm_plugin.draft_length import make_schedule
 
@@ -37,9 +35,9 @@ SPLIT = {
 
 @cache
 def source_tokens() -> list[int]:
-    """Code for prompts."""
+    """Code for prompts, which stays as it is."""
     tokenizer = Tokenizer.from_file(str(bundled_target() / "tokenizer.json"))
-    return list(tokenizer.encode(Path(drafter.__file__).read_text()).ids)
+    return list(tokenizer.encode((HERE / "prompts.txt").read_text()).ids)
 
 
 def prompt(index: int, length: int) -> list[int]:
