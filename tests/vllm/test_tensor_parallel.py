@@ -1,8 +1,8 @@
 """A target on two ranks, with the whole drafter on each: the bundled pair, and one made of it.
 
 The latter has a window in all of the target's layers but one, and a drafter of one layer, without a
-vocabulary of its own. So its caches have blocks of another size than the target's, and embedding
-and head are put together from the target's shards.
+vocabulary of its own. So its caches have blocks of 32 positions, where the target's have 64, and
+embedding and head are put together from the target's shards.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ from p_eagle_cuda.bundled import bundled_drafter, bundled_target
 
 pytest_plugins = ["engine_fixtures"]
 
-ASKED = [[request(0, 9, 6), request(3, 40, 6), request(5, 70, 5, join_after=1)]]
+ASKED = [
+    [request(0, 9, 6), request(3, 40, 6), request(5, 70, 5, join_after=1)],
+    [request(5, 80, 5)],  # the most of which the caches have, if prefixes are kept
+]
 
 
 def rewritten(
@@ -47,7 +50,7 @@ def windowed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         tmp_path_factory.mktemp("target") / "windowed", bundled_target(),
         {"layer_types": layers, "sliding_window": 32}, lambda _: True,
     )  # fmt: skip
-    return {"model": target}
+    return {"model": target, "block_size": 32, "enable_prefix_caching": True}
 
 
 @pytest.fixture(scope="module")
