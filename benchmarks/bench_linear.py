@@ -4,7 +4,8 @@ For each weight of a drafter and each number of rows: microseconds, GB/s, the sh
 copy bandwidth, and the ratios to cuBLAS. The fused op does all of its layer; cuBLAS is timed for
 the product alone, without the norm, the activation, the rotation or the cache that go with it, so
 the comparison favours cuBLAS. CUTLASS's op has the residual and the activation with its product,
-and is timed on compute capability 9.0, with 16-bit weights. With `--compile` there is also the
+and is timed on compute capability 9.0, with 16-bit weights. "w8a8" is "e4m3" with rows in FP8, too,
+whose sums are checked against those of such rows. With `--compile` there is also the
 reference under torch.compile, which does all but write to the cache. Results are checked against
 float32 before anything is timed.
 """
@@ -28,6 +29,7 @@ from p_eagle_cuda.arguments import OneLineParser, positive_int
 from p_eagle_cuda.config import RopeConfig
 from p_eagle_cuda.errors import PEagleError
 from p_eagle_cuda.kv_cache import allocate_cache
+from p_eagle_cuda.precision import quantize_activations
 from p_eagle_cuda.rope import rope_table
 from shapes import DRAFTERS, EPS, DrafterShape
 from timing import (
@@ -41,6 +43,7 @@ from timing import (
 )
 
 E4M3 = torch.float8_e4m3fn
+WEIGHT_FORMATS = ("bf16", "e4m3", "w8a8")
 BLOCK_SIZE = 16
 # bf16 rounding of a result of order one, on either side
 TOLERANCE = 0.05
@@ -54,9 +57,10 @@ class Layer:
     """One linear layer of a drafter on some copies of its weight."""
 
     def __init__(
-        self, name: str, shape: DrafterShape, num_rows: int, is_e4m3: bool, device: torch.device,
+        self, name: str, shape: DrafterShape, num_rows: int, weight: str, device: torch.device,
         copies: int,
     ) -> None:  # fmt: skip
+        """`weight` is one of `WEIGHT_FORMATS`."""
         self.name, self.shape, self.device = name, shape, device
         self.rows, self.columns = shape.linear_layers()[name]
         R = num_rows
@@ -67,9 +71,12 @@ class Layer:
             for _ in range(copies)
         ]
         self.quantised: list[tuple[Tensor, Tensor]] = []
-        if is_e4m3:
-            self.quantised = [quantise(weight) for weight in self.weights]
-        self.workspace = ops.linear_workspace(device)
+        if weight != "bf16":
+            self.quantised = [quantise(matrix) for matrix in self.weights]
+        self.fp8_activations = weight == "w8a8"
+        self.fused_options: dict[str, Any] = {
+            "workspace": ops.linear_workspace(device), "fp8_activations": self.fp8_activations,
+        }  # fmt: skip
         self.product = torch.empty(R, self.rows, device=device, dtype=torch.bfloat16)
 
     @property
@@ -102,7 +109,7 @@ class Layer:
         """The product of many rows with what it does as it stores, in `self.result`."""
 
         def call(weight: Tensor) -> Call:
-            rows = {"num_rows": self.num_rows, "workspace": self.workspace}
+            rows = {"num_rows": self.num_rows, "workspace": self.fused_options["workspace"]}
             if self.name == "gate_up":
                 return lambda: ops.gemm_swiglu(self.x, weight, out=out, **rows)
             if self.name in ("o", "down"):
@@ -135,7 +142,7 @@ class Layer:
         self.result = self.x.new_empty(R, H)
         return lambda: ops.project_taps(
             taps, source_row, self.num_rows, weight, None, None, EPS, self.result,
-            weight_scale=scale, workspace=self.workspace,
+            weight_scale=scale, **self.fused_options,
         )  # fmt: skip
 
     def _residual(self, weight: Tensor, scale: Tensor | None) -> Call:
@@ -144,7 +151,7 @@ class Layer:
         sums = torch.empty(-(-H // 64), R, device=self.device)
         return lambda: ops.linear_residual(
             self.x, weight, None, self.num_rows, self.result, sums, weight_scale=scale,
-            workspace=self.workspace,
+            **self.fused_options,
         )  # fmt: skip
 
     def _norm(self) -> tuple[Tensor, Tensor]:
@@ -156,7 +163,7 @@ class Layer:
         self.result = self.x.new_empty(self.x.shape[0], self.rows // 2)
         return lambda: ops.norm_swiglu(
             self.x, norm, weight, self.num_rows, EPS, self.result, sum_squares=sums,
-            gate_up_scale=scale, workspace=self.workspace,
+            gate_up_scale=scale, **self.fused_options,
         )  # fmt: skip
 
     def _qkv(self, weight: Tensor, scale: Tensor | None) -> Call:
@@ -171,7 +178,7 @@ class Layer:
         return lambda: ops.qkv_rope_cache(
             self.x, norm, weight, None, None, None, rope, positions, positions, self.num_rows,
             cache.k_scale, cache.v_scale, EPS, cache.k, cache.v, self.result, sum_squares=sums,
-            weight_scale=scale, workspace=self.workspace,
+            weight_scale=scale, **self.fused_options,
         )  # fmt: skip
 
     def baseline(self) -> Baseline:
@@ -224,7 +231,8 @@ class Layer:
         weight = self.weights[0].float()
         if self.quantised:
             weight = self.quantised[0][0].float() * self.quantised[0][1][:, None]
-        product = self.x.float() @ weight.T
+        x = quantize_activations(self.x) if self.fp8_activations else self.x
+        product = x.float() @ weight.T
         for kind in ("fused", "cutlass") if self.has_cutlass else ("fused",):
             (call, *_) = getattr(self, kind)()
             call()
@@ -272,10 +280,9 @@ def measure(
         "results": [], "errors": [],
     }  # fmt: skip
     for ((N, K), fmt, R), (drafter, name) in tqdm(cases.items(), unit="case"):
-        shape, is_e4m3 = DRAFTERS[drafter], fmt == "e4m3"
-        copies = num_copies(N * K * (1 if is_e4m3 else 2), device)
+        copies = num_copies(N * K * (2 if fmt == "bf16" else 1), device)
         try:
-            layer = Layer(name, shape, R, is_e4m3, device, copies)
+            layer = Layer(name, DRAFTERS[drafter], R, fmt, device, copies)
             layer.check()
             candidates = layer.candidates()
             left_out = {}
@@ -354,7 +361,7 @@ def _parser() -> OneLineParser:
     parser = OneLineParser(description=__doc__.split("\n", 1)[0] if __doc__ else None)
     parser.add_argument("--drafter", choices=DRAFTERS, nargs="+", default=["gpt-oss-20b"])
     parser.add_argument("--rows", type=positive_int, nargs="+", default=[1, 7, 10, 14, 16, 24, 32])
-    parser.add_argument("--weights", choices=["bf16", "e4m3"], nargs="+", default=["bf16", "e4m3"])
+    parser.add_argument("--weights", choices=WEIGHT_FORMATS, nargs="+", default=["bf16", "e4m3"])
     parser.add_argument("--compile", action="store_true", help="torch.compile, too; takes minutes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--dry-run", action="store_true", help="on the CPU; measures nothing")

@@ -5,10 +5,10 @@ host takes to launch it, the bytes that must move, the floor at the measured cop
 product rate (`p_eagle_cuda.planning`), and ratios to it. Inputs lie in the drafter's static buffers
 already.
 
-`auto` is what a user gets; `fused` and `torch` have every linear layer on one backend; what
-`vllm_replay` is, the module of that name says. Before they are timed, the passes must draft the
-same tokens but for the near-ties of random heads. `kernels` of a result says where the time of
-`auto` goes.
+`auto` is what a user gets; `fused`, `torch` and `cutlass` have every linear layer on one backend,
+where that is worth timing; what `vllm_replay` is, the module of that name says. Before they are
+timed, the passes must draft the same tokens but for the near-ties of random heads. `kernels` of a
+result says where the time of `auto` goes.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from drafters import (
 from p_eagle_cuda.arguments import OneLineParser, positive_int
 from p_eagle_cuda.config import DrafterConfig
 from p_eagle_cuda.errors import PEagleError
+from p_eagle_cuda.linear import architecture_of, cutlass_refusals
 from p_eagle_cuda.planning.phases import Precision, floor_us, phases, total_bytes
 from p_eagle_cuda.weights import DrafterWeights
 from shapes import DRAFTERS, DrafterShape, config_of
@@ -60,6 +61,7 @@ from vllm_replay import VllmReplay
 
 MEMORY_SHARE = 0.8  # of what is free, for a cache
 FUSED_ROWS = 256  # with more, the fused kernels read every weight too often to wait for
+CUTLASS_ROWS = 128  # with fewer, the one tile of CUTLASS's kernels is not full
 MIN_AGREEMENT = 0.5  # of the drafts of two passes; unrelated ones agree in none of them
 
 
@@ -162,20 +164,20 @@ def time_case(
 ) -> dict[str, Any]:
     """Time the passes over one batch.
 
-    Torch's products, and vLLM's with them, are of the matrices in the working dtype, `wide`.
+    Torch's products, vLLM's with them, and CUTLASS's are of the matrices in the working dtype,
+    `wide`.
 
     Raises:
         BenchmarkError: Two of them draft something else.
     """
     gc.collect()  # drafters are in cycles, and their graphs keep memory
-    rows = case.batch * 2 * case.k
-    backends = [x for x in ("auto", "fused", "torch") if x != "fused" or rows <= FUSED_ROWS]
     drafters = {
         name: drafter_of(
-            config, wide if name == "torch" else weights, caches, case.k, [case.batch], linear=name
+            config, wide if name in ("torch", "cutlass") else weights, caches, case.k,
+            [case.batch], linear=name,
         )
-        for name in backends
-    }
+        for name in backends(case.as_batch().padded_rows, wide)
+    }  # fmt: skip
     inputs = {name: fill_batch(drafter, case) for name, drafter in drafters.items()}
     replay = VllmReplay(drafters["torch"], inputs["torch"])
     drafts = {
@@ -195,6 +197,16 @@ def time_case(
         "torch_over_auto": round(timings["torch"].median_us / auto, 3),
         "vllm_replay_over_auto": round(timings["vllm_replay"].median_us / auto, 3),
     }
+
+
+def backends(rows: int, wide: DrafterWeights) -> list[str]:
+    """Those of the linear layers that are worth timing with so many rows."""
+    found = ["auto", "torch"]
+    if rows <= FUSED_ROWS:
+        found.append("fused")
+    if rows > CUTLASS_ROWS and not cutlass_refusals(wide, architecture_of(wide.fc.device)):
+        found.append("cutlass")
+    return found
 
 
 def _fits(shape: DrafterShape, case: Case, kv: str, device: torch.device) -> bool:
@@ -226,15 +238,15 @@ def table(report: dict[str, Any]) -> str:
     """Markdown, a line for each case."""
     lines = [
         "| Batch | K | Context | Accepted | KV | Floor us | auto us | fused us | torch us "
-        "| vLLM replay us | auto / floor | replay / auto |",
-        "|" + " --- |" * 12,
+        "| cutlass us | vLLM replay us | auto / floor | replay / auto |",
+        "|" + " --- |" * 13,
     ]
     for row in report["results"]:
         us = {name: f"{x['median_us']:.1f}" for name, x in row["passes"].items()}
         lines.append(
             f"| {row['batch']} | {row['k']} | {row['context']} | {row['accepted']} | {row['kv']} "
             f"| {row['floor_us']:.1f} | {us['auto']} | {us.get('fused', '-')} | {us['torch']} "
-            f"| {us['vllm_replay']} | {row['over_floor']:.2f} "
+            f"| {us.get('cutlass', '-')} | {us['vllm_replay']} | {row['over_floor']:.2f} "
             f"| {row['vllm_replay_over_auto']:.2f} |"
         )
     return "\n".join(lines)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Compiles every kernel for every architecture that the project knows; spills, local memory and
-# warnings are errors of the build. Takes minutes for each architecture, so it is no part of the
-# tests. Needs nvcc, CUTLASS and torch's headers, as `pip install .` does, and no GPU.
+# Compiles every kernel for every architecture that the project knows, or for those in
+# P_EAGLE_ARCHS, to machine code alone; spills, local memory and warnings are errors of the build.
+# Needs the build requirements, as `pip install --no-build-isolation .` does, and no GPU.
 #
 #   benchmarks/compile_all.sh [FOLDER]    a build folder to go on with; a temporary one if not given
 set -euo pipefail
@@ -18,11 +18,11 @@ fi
 mkdir -p "$folder"
 python=${PYTHON:-python3}
 pybind11=$("$python" -m pybind11 --cmakedir)
-cmake -S . -B "$folder" -G Ninja -DP_EAGLE_ARCHS=all -DCMAKE_BUILD_TYPE=Release \
+cmake -S . -B "$folder" -G Ninja -DP_EAGLE_ARCHS="${P_EAGLE_ARCHS:-all}" -DCMAKE_BUILD_TYPE=Release \
   -DPython_EXECUTABLE="$(command -v "$python")" -Dpybind11_DIR="$pybind11" \
   -DSKBUILD_PROJECT_VERSION=0 >"$folder/configure.log" || {
   cat "$folder/configure.log"
   exit 1
 }
-cmake --build "$folder"
-echo "compile_all: all kernels compile for all architectures, without spills"
+cmake --build "$folder" --target cubins
+echo "compile_all: all kernels compile for: ${P_EAGLE_ARCHS:-all architectures}; without spills"

@@ -128,18 +128,18 @@ pass() {
   return $status
 }
 
-linear_s=110
+linear_s=120
 linear() {
   if [[ $dry ]]; then
-    bench bench_linear --dry-run --drafter bundled --rows 2 --weights bf16 \
+    bench bench_linear --dry-run --drafter bundled --rows 2 --weights bf16 w8a8 \
       --json "$work/linear.json"
     return
   fi
   local status=0
   timeout --foreground 70 "$python" benchmarks/bench_linear.py --rows 14 1 7 10 16 24 32 \
     --json "$work/linear.json" || status=$?
-  timeout --foreground 40 "$python" benchmarks/bench_linear.py --rows 112 448 1400 48 224 --weights bf16 \
-    --json "$work/linear-wide.json" || status=$?
+  timeout --foreground 50 "$python" benchmarks/bench_linear.py --weights bf16 w8a8 \
+    --rows 112 448 1792 48 224 64 128 896 4096 --json "$work/linear-wide.json" || status=$?
   return $status
 }
 

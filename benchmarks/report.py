@@ -165,13 +165,14 @@ def _draw_pass_time(axes: Any) -> None:  # noqa: ANN401
 
 def _draw_kernel_bytes(axes: Any) -> None:  # noqa: ANN401
     report = json.loads(BUNDLED_TRAFFIC.read_text(encoding="utf-8"))
-    kernels = report["kernels"]
+    drawn = report["passes"][0]
+    kernels = drawn["kernels"]
     names = [x["kernel"] for x in kernels]
     moved = [(x["moved_bytes"] + x["partial_bytes"]) / 1024 for x in kernels]
     axes.barh(names, moved, label="moved (simulated)")
     axes.plot([x["needed_bytes"] / 1024 for x in kernels], names, "k|", ms=14, label="needed")
     axes.invert_yaxis()
-    title = f"bundled drafter, {report['batch']} requests, K = {report['k']}: simulated"
+    title = f"bundled drafter, {drawn['batch']} requests, K = {report['k']}: simulated"
     axes.set(xlabel="KiB per pass, each kernel with a cold L2", title=title)
 
 

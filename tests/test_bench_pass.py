@@ -99,6 +99,33 @@ def test_bytes_and_operations_of_a_pass(bench_pass: ModuleType, drafters: Module
     )
 
 
+def test_which_backends_are_timed(
+    bench_pass: ModuleType, drafters: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = drafter_for(drafters, drafters.Case(1, 1, 9), torch.bfloat16).weights
+    found = {rows: set(bench_pass.backends(rows, wide)) for rows in (128, 129, 256, 257)}
+    of_all = {"auto", "torch"}
+    assert found == {
+        128: of_all | {"fused"}, 129: of_all | {"fused", "cutlass"},
+        256: of_all | {"fused", "cutlass"}, 257: of_all | {"cutlass"},
+    }  # fmt: skip
+    monkeypatch.setattr(bench_pass, "architecture_of", lambda _: "sm_80")
+    assert set(bench_pass.backends(257, wide)) == of_all
+
+
+def test_cutlass_is_timed_with_the_others(bench_pass: ModuleType) -> None:
+    arguments = "--dry-run --drafter bundled --batch 33 --k 2 --context 9 --accepted mean --kv bf16"
+    options = bench_pass._parser().parse_args(arguments.split())
+    report = bench_pass.start_report("bundled", CPU)
+    (row,) = bench_pass.measure(options, report, CPU)
+    assert {"auto", "fused", "torch", "cutlass", "vllm_replay"} == row["passes"].keys()
+    assert row["agreement"]["cutlass"] > 0.9
+    report["results"].append(row)
+    heading, _, line = bench_pass.table(report).splitlines()
+    column = [x.strip() for x in heading.split("|")].index("cutlass us")
+    assert float(line.split("|")[column]) > 0
+
+
 @pytest.mark.parametrize("precision", ["fp8_head", "fp8", "w8a8"])
 def test_fp8_weights(precision: str, bench_pass: ModuleType, drafters: ModuleType) -> None:
     """They are a drafter's with all that the floor counts, and torch's have the same values."""

@@ -33,14 +33,14 @@ def bench_linear() -> ModuleType:
     return load("bench_linear")
 
 
-@pytest.mark.parametrize("is_e4m3", [False, True], ids=["bf16", "e4m3"])
+@pytest.mark.parametrize("weight", ["bf16", "e4m3", "w8a8"])
 @pytest.mark.parametrize(
     "name", ["fc", "qkv of the first layer", "qkv", "o", "gate_up", "down"]
 )  # fmt: skip
-def test_layers_can_be_called(bench_linear: ModuleType, name: str, is_e4m3: bool) -> None:
+def test_layers_can_be_called(bench_linear: ModuleType, name: str, weight: str) -> None:
     """On a CPU the ops are the reference; the calls are the same."""
     shape = bench_linear.DRAFTERS["bundled"]
-    layer = bench_linear.Layer(name, shape, 5, is_e4m3, torch.device("cpu"), copies=2)
+    layer = bench_linear.Layer(name, shape, 5, weight, torch.device("cpu"), copies=2)
     layer.check()
     calls = layer.fused()
     assert len(calls) == 2
@@ -50,14 +50,16 @@ def test_layers_can_be_called(bench_linear: ModuleType, name: str, is_e4m3: bool
     if name not in ("o", "down"):  # those add to what was there
         assert layer.result.isfinite().all()
     assert torch.equal(layer.product, layer.x @ layer.weights[-1].T)
-    assert set(layer.candidates()) == {"fused", "cublas"} | (set() if is_e4m3 else {"cutlass"})
+    assert set(layer.candidates()) == {"fused", "cublas"} | (
+        {"cutlass"} if weight == "bf16" else set()
+    )
     (*_, call) = layer.cutlass()
     call()
     product = layer.x @ layer.weights[-1].T
     expected = reference.gate_rows(product) if name == "gate_up" else product
     assert torch.equal(layer.result, expected)
     rows, columns = shape.linear_layers()[name]
-    assert layer.weight_bytes == rows * columns * (1 if is_e4m3 else 2)
+    assert layer.weight_bytes == rows * columns * (2 if weight == "bf16" else 1)
 
 
 @pytest.mark.parametrize(
@@ -66,12 +68,12 @@ def test_layers_can_be_called(bench_linear: ModuleType, name: str, is_e4m3: bool
 def test_the_baseline_of_a_layer_computes_the_same(bench_linear: ModuleType, name: str) -> None:
     """Not compiled, which takes long; what else it would compute is not timed."""
     shape, cpu = bench_linear.DRAFTERS["bundled"], torch.device("cpu")
-    layer = bench_linear.Layer(name, shape, 5, False, cpu, copies=2)
+    layer = bench_linear.Layer(name, shape, 5, "bf16", cpu, copies=2)
     layer.fused()[-1]()
     baseline, tolerance = layer.baseline(), bench_linear.TOLERANCE
     with pytest.raises(bench_linear.PEagleError, match=r"torch.compile: is .* off"):
         baseline.checked(baseline.function, layer.result + 1, tolerance)
-    layer = bench_linear.Layer(name, shape, 5, False, cpu, copies=2)
+    layer = bench_linear.Layer(name, shape, 5, "bf16", cpu, copies=2)
     layer.fused()[0]()
     baseline = layer.baseline()
     assert len(baseline.checked(baseline.function, layer.result, tolerance)) == 2
@@ -100,7 +102,7 @@ def test_a_wrong_kernel_is_not_timed(
     bench_linear: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shape = bench_linear.DRAFTERS["bundled"]
-    layer = bench_linear.Layer("o", shape, 2, False, torch.device("cpu"), copies=1)
+    layer = bench_linear.Layer("o", shape, 2, "bf16", torch.device("cpu"), copies=1)
     monkeypatch.setattr(ops, "linear_residual", lambda *_, **__: None)
     with pytest.raises(bench_linear.BenchmarkError, match=r"o: the fused op is .* off"):
         layer.check()

@@ -18,12 +18,12 @@ from p_eagle_cuda.cli import main
 from p_eagle_cuda.config import DrafterConfig
 from p_eagle_cuda.drafter_pass import PRUNE_ABOVE
 from p_eagle_cuda.linear import LinearLayers
-from p_eagle_cuda.linear_table import LINEAR_OPS, LinearTable, linear_paths
+from p_eagle_cuda.linear_table import BACKENDS, LINEAR_OPS, LinearTable, linear_paths
 from p_eagle_cuda.planning.gpus import GPUS
 from p_eagle_cuda.planning.phases import Batch, Precision, phases, total_bytes
 from p_eagle_cuda.planning.prediction import ASSUMED, LINEAR_OPS_OF_PHASES, PassModel
-from p_eagle_cuda.planning.tiles import num_parts
-from p_eagle_cuda.planning.traffic import BUNDLED_TRAFFIC, KernelTraffic, PassTraffic
+from p_eagle_cuda.planning.tiles import collective_rows, num_parts
+from p_eagle_cuda.planning.traffic import BUNDLED_TRAFFIC, KernelTraffic, PassKind, PassTraffic
 from p_eagle_cuda.weights import load_drafter_weights
 from test_benchmarks import load
 
@@ -115,7 +115,8 @@ def test_the_table_says_that_it_is_predicted(run: Run) -> None:
     assert "predicted us" in header
     assert row.split()[0] == "2"
     assert "\nbatch 2, predicted\n" in out
-    assert [line.split()[0] for line in out.splitlines()[8:]] == list(PassTraffic.read().kernels)
+    kernels = PassTraffic.read().passes["16-bit", False]
+    assert [line.split()[0] for line in out.splitlines()[8:]] == list(kernels)
 
 
 @pytest.mark.parametrize(
@@ -131,6 +132,7 @@ def test_the_table_says_that_it_is_predicted(run: Run) -> None:
         (["--tflops", "inf"], "argument --tflops: expected a number above 0, got 'inf'"),
         (["--weights", "int4"], "argument --weights: invalid choice: 'int4'"),
         (["--weights", "fp8", "--linear", "torch"], "project_taps: fp8 weights need the fused"),
+        (["--gpu", "a100", "--linear", "cutlass"], "project_taps: CUTLASS's kernels need sm_90"),
     ],
     ids=str,
 )
@@ -147,14 +149,17 @@ def test_what_is_no_drafter_is_one_line(run: Run, tmp_path: Path) -> None:
 
 
 def test_predictions_follow_what_was_counted(config: DrafterConfig) -> None:
-    traffic, batch = PassTraffic.read(), Batch.of_equal(1, 7, 3, 4096)
+    batch, kind = Batch.of_equal(1, 7, 3, 4096), PassKind("16-bit", has_many_rows=False)
+    passes = PassTraffic.read().passes
+    known = passes[kind]["down"]
 
     def predict(**changes: int) -> Any:
-        kernel = replace(traffic.kernels["down"], **changes)
-        counted = replace(traffic, kernels={**traffic.kernels, "down": kernel})
-        return PassModel(config, H200, traffic=counted).predict(batch)
+        changed = {**passes[kind], "down": replace(known, **changes)}
+        return PassModel(config, H200, traffic=PassTraffic({**passes, kind: changed})).predict(
+            batch
+        )
 
-    as_it_is, known = predict(), traffic.kernels["down"]
+    as_it_is = predict()
     down = [x for x in as_it_is.kernels if x.kernel == "down"]
     assert len(down) == config.num_layers
     twice = predict(moved_bytes=2 * known.moved_bytes)
@@ -162,14 +167,15 @@ def test_predictions_follow_what_was_counted(config: DrafterConfig) -> None:
     assert twice.moved_bytes - as_it_is.moved_bytes == pytest.approx(must, rel=0.01)
     rate = ASSUMED["mma.sync"].bandwidth * H200.bytes_per_s
     assert twice.predicted_us - as_it_is.predicted_us == pytest.approx(1e6 * must / rate, rel=0.01)
-    more = predict(launches=2 * known.launches)
-    assert more.launches == as_it_is.launches + config.num_layers
-    assert more.predicted_us == pytest.approx(
-        as_it_is.predicted_us + config.num_layers * ASSUMED["mma.sync"].gap_us
-    )
     partial = predict(partial_bytes=3 * known.partial_bytes)
     assert partial.predicted_us > as_it_is.predicted_us
     assert partial.floor_us == as_it_is.floor_us
+    many_rows = Batch.of_equal(8, 7, 3, 4096)
+    unchanged = PassModel(config, H200, traffic=PassTraffic({kind: passes[kind]}))
+    assert unchanged.predict(batch) == as_it_is
+    assert unchanged.predict(many_rows).moved_bytes < (
+        PassModel(config, H200).predict(many_rows).moved_bytes
+    )
 
 
 @pytest.mark.parametrize("linear", ["fused", "torch"])
@@ -237,11 +243,11 @@ def test_rows_of_a_batch() -> None:
 
 
 @pytest.mark.parametrize("weights", ["auto", "fp8"])
-@pytest.mark.parametrize("linear", ["auto", "fused", "torch"])
+@pytest.mark.parametrize("linear", BACKENDS)
 def test_layers_run_where_a_drafter_would_run_them(
     linear: str, weights: str, drafter: Path
 ) -> None:
-    if (weights, linear) == ("fp8", "torch"):
+    if weights == "fp8" and linear in ("torch", "cutlass"):
         pytest.skip("refused, see test_errors_are_one_line")
     config = DrafterConfig.from_pretrained(drafter)
     loaded = load_drafter_weights(
@@ -254,8 +260,28 @@ def test_layers_run_where_a_drafter_would_run_them(
         passing = layers.for_rows(rows)
         for kernel, op in LINEAR_OPS_OF_PHASES.items():
             assert op in LINEAR_OPS
-            is_torch = getattr(passing, op) == getattr(layers._torch, op, None)
-            assert (model.runs_on(kernel, rows) == "cuBLAS") == is_torch, (kernel, rows)
+            runs_on = model.runs_on(kernel, rows)
+            for backend, name in ((layers._torch, "cuBLAS"), (layers._cutlass, "CUTLASS")):
+                is_its = getattr(passing, op) == getattr(backend, op, None)
+                assert (runs_on == name) == is_its, (kernel, rows, runs_on)
+
+
+def test_cutlass_multiplies_tiles_of_rows_that_exist(config: DrafterConfig) -> None:
+    """Of cuBLAS all rows of the buffers are multiplied, and gate and up rows come and go again."""
+    times, moved = {}, {}
+    for linear, name in (("torch", "cuBLAS"), ("cutlass", "CUTLASS")):
+        found = PassModel(config, H200, linear=linear).predict(Batch.of_equal(128, 7, 0, 4096))
+        gated = [x for x in found.kernels if x.kernel == "norm_swiglu"]
+        assert {x.runs_on for x in gated} == {name}
+        times[name], moved[name] = gated[0].us, gated[0].moved_bytes
+        assert {x.launches for x in gated} == {3 if name == "cuBLAS" else 2}
+    rows, padded = 128 * 7, 128 * 14
+    assert moved["cuBLAS"] - moved["CUTLASS"] == 3 * config.intermediate_size * padded * 2
+    assert times["CUTLASS"] / times["cuBLAS"] == pytest.approx(rows / padded, rel=0.1)
+    assert (collective_rows(65, 100), collective_rows(129, 512), collective_rows(129, 513)) == (
+        128, 256, 256,
+    )  # fmt: skip
+    assert collective_rows(100, 600) == 256
 
 
 def test_every_path_of_the_linear_layers_has_assumptions() -> None:
@@ -276,9 +302,12 @@ def test_counts_that_are_damaged_are_refused() -> None:
     report = json.loads(BUNDLED_TRAFFIC.read_text())
     known = PassTraffic.of(report)
     assert known == PassTraffic.read()
-    assert known.kernels["down"] == KernelTraffic(
-        **{x: report["kernels"][7][x] for x in vars(known.kernels["down"])}
-    )
-    del report["kernels"][7]["moved_bytes"]
-    with pytest.raises(ValueError, match=r"field `kernels\[7\].moved_bytes` is missing"):
+    rows = report["passes"][1]["kernels"]
+    down = known.find(PassKind("16-bit", has_many_rows=True), "down")
+    assert down == KernelTraffic(**{x: rows[7][x] for x in vars(down)})
+    del rows[7]["moved_bytes"]
+    with pytest.raises(ValueError, match=r"`passes\[1\].kernels\[7\].moved_bytes` is missing"):
+        PassTraffic.of(report)
+    del report["passes"]
+    with pytest.raises(ValueError, match=r"`passes` is missing, expected a list of objects"):
         PassTraffic.of(report)

@@ -131,6 +131,15 @@ class ConfigFields:
             raise self.error(name, "an object")
         return ConfigFields(value or {}, self.file, f"{self.prefix}{name}.")
 
+    def sections(self, name: str) -> list[ConfigFields]:
+        """A list of objects; required."""
+        values = self.values.get(name)
+        if not isinstance(values, list) or not all(isinstance(x, dict) for x in values):
+            raise self.error(name, "a list of objects")
+        return [
+            ConfigFields(x, self.file, f"{self.prefix}{name}[{i}].") for i, x in enumerate(values)
+        ]
+
 
 def shown(value: object) -> str:
     """A JSON value as in the file, shortened to stay within a sentence."""

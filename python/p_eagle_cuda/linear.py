@@ -274,15 +274,25 @@ def cutlass_refusals(weights: DrafterWeights, architecture: str) -> dict[str, st
 
     Each reason is one that the op would give there; a CPU runs all.
     """
+    sizes = {
+        op: [(x.shape[0], x.shape[1]) for x in xs] for op, xs in _weights_by_op(weights).items()
+    }
+    return cutlass_size_refusals(sizes, architecture)
+
+
+def cutlass_size_refusals(
+    sizes: Mapping[str, Collection[tuple[int, int]]], architecture: str
+) -> dict[str, str]:
+    """The same by the rows and columns of each op's weights."""
     if architecture == "cpu":
         return {}
     if architecture not in CUTLASS_ARCHITECTURES:
         known = " or ".join(CUTLASS_ARCHITECTURES)
         return dict.fromkeys(LINEAR_OPS, f"CUTLASS's kernels need {known}, got {architecture}")
     refusals = {}
-    for op, matrices in _weights_by_op(weights).items():
+    for op, matrices in sizes.items():
         for what, axis, multiple in (("rows", 0, ROW_MULTIPLE), ("columns", 1, COLUMN_MULTIPLE)):
-            for size in sorted(x.shape[axis] for x in matrices if x.shape[axis] % multiple):
+            for size in sorted(x[axis] for x in matrices if x[axis] % multiple):
                 refusals[op] = (
                     f"CUTLASS's kernels need {what} that are a multiple of {multiple}, got {size}"
                 )

@@ -66,12 +66,8 @@ class LinearTable:
             raise fields.error("default", "an object")
         default = fields.section("default")
         _check_names(default, "fused_rows", "measured", "above")
-        values = fields.values.get("entries")
-        if not isinstance(values, list) or not all(isinstance(x, dict) for x in values):
-            raise fields.error("entries", "a list of objects")
         entries: dict[tuple[str, str, str], FusedRows] = {}
-        for i, value in enumerate(values):
-            entry = ConfigFields(value, file, f"entries[{i}].")
+        for entry in fields.sections("entries"):
             _check_names(entry, "architecture", "op", "weight", "fused_rows", "measured", "above")
             key = _key(entry)
             if key in entries:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from op_cases import Arguments
 from p_eagle_cuda import _C, ops
 from sim.buffers import Buffer
 from sim.params import params_type
-from sim.sample import BF16_ERROR, CSRC, FOLDER, Output, Run, Sample, source
+from sim.sample import BF16_ERROR, Output, Run, Sample, source
 
 NUM_BLOCKS, HEAD_DIM = 4, 64
 
@@ -166,23 +165,7 @@ def plan_attention(run: Run) -> None:
     launch(" of the third launch", starts.int(), plan[:B], is_tree=True, window=50, made=made)
 
 
-_PLANNER = (
-    "ops.h", "common/launch.h", "common/reduce.cuh", "common/attention_layout.h",
-    "common/scan.cuh", "common/arrival.cuh", "common/attention_work.cuh",
-)  # fmt: skip
-_ATTENTION = (
-    *_PLANNER, "common/attention_tiles.cuh", "common/attention_softmax.cuh",
-    "kernels/paged_attention_pieces.cuh", "kernels/paged_attention.cuh",
-)  # fmt: skip
-
-
-def _sample(run: Callable[[Run], None], files: Sequence[str]) -> Sample:
-    included: list[Path] = [CSRC / file for file in files]
-    return Sample(run, source(f"launch_{run.__name__}"), included, includes=(FOLDER, CSRC))
-
-
-SAMPLES: dict[str, Sample] = {
-    "plan_attention": _sample(plan_attention, [*_PLANNER, "kernels/plan_attention.cu"]),
-    "paged_attention": _sample(paged_attention, _ATTENTION),
-    "paged_attention_bf16": _sample(paged_attention_bf16, _ATTENTION),
+SAMPLES = {
+    run.__name__: Sample(run, source(f"launch_{run.__name__}"))
+    for run in (plan_attention, paged_attention, paged_attention_bf16)
 }

@@ -9,7 +9,7 @@ import torch
 from p_eagle_cuda import penalties as reference
 from p_eagle_cuda.verification import logit_floors as reference_floors
 from sim.params import params_type
-from sim.sample import CSRC, FOLDER, Run, Sample, source
+from sim.sample import Run, Sample, source
 
 
 def logit_floors(run: Run) -> None:
@@ -89,29 +89,7 @@ def apply_penalties(run: Run) -> None:
         run.launch("launch_apply_penalties_from_c", ctypes.byref(params))
 
 
-_COMMON = ["ops.h", "common/launch.h"]
-
 SAMPLES = {
-    "logit_floors": Sample(
-        logit_floors,
-        source("launch_logit_floors"),
-        included=[
-            CSRC / file
-            for file in (
-                *_COMMON, "common/reduce.cuh", "common/scan.cuh", "linear/tiles.h",
-                "linear/partition.h", "head/order.cuh", "verification/layout.h",
-                "verification/logits.cuh", "verification/rows.cuh", "verification/floors.cuh",
-            )
-        ],
-        includes=(FOLDER, CSRC),
-    ),
-    "apply_penalties": Sample(
-        apply_penalties,
-        source("launch_apply_penalties"),
-        included=[
-            CSRC / file
-            for file in (*_COMMON, "verification/rows.cuh", "verification/penalties.cuh")
-        ],
-        includes=(FOLDER, CSRC),
-    ),
-}  # fmt: skip
+    run.__name__: Sample(run, source(f"launch_{run.__name__}"))
+    for run in (logit_floors, apply_penalties)
+}

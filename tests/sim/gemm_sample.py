@@ -9,7 +9,7 @@ import torch
 from p_eagle_cuda import _C
 from sim.emulator import Settings
 from sim.params import params_type
-from sim.sample import BF16_ERROR, CSRC, FOLDER, Run, Sample, randn, source
+from sim.sample import BF16_ERROR, Run, Sample, randn, source
 
 
 def gemm(run: Run) -> None:
@@ -45,19 +45,4 @@ def gemm(run: Run) -> None:
     launch(out, n, weights[1], out=stream, accumulates=True)
 
 
-SAMPLES = {
-    "gemm": Sample(
-        gemm,
-        source("launch_gemm"),
-        included=[
-            CSRC / file
-            for file in (
-                "ops.h", "common/launch.h", "common/reduce.cuh", "common/arrival.cuh",
-                "linear/tiles.h", "linear/partition.h", "linear/product.cuh", "linear/weights.cuh",
-                "linear/quantize.cuh", "linear/rows.cuh", "linear/epilogue.cuh",
-                "collectives/gemm_epilogue.cuh", "collectives/kernel.cuh", "collectives/launch.cuh",
-            )
-        ],
-        includes=(FOLDER, CSRC),
-    )
-}  # fmt: skip
+SAMPLES = {"gemm": Sample(gemm, source("launch_gemm"))}

@@ -11,7 +11,7 @@ from p_eagle_cuda import _C, reference
 from p_eagle_cuda.noise import Noise
 from sim.emulator import Settings
 from sim.params import params_type
-from sim.sample import CSRC, FLOAT_ERROR, FOLDER, Run, Sample, source
+from sim.sample import FLOAT_ERROR, Run, Sample, source
 
 
 def lm_head_topk(run: Run) -> None:
@@ -86,18 +86,4 @@ def lm_head_topk(run: Run) -> None:
     )  # fmt: skip
 
 
-_FILES = (
-    "ops.h", "common/launch.h", "common/reduce.cuh", "common/arrival.cuh", "linear/tiles.h",
-    "linear/partition.h", "linear/weights.cuh", "linear/quantize.cuh", "linear/rows.cuh",
-    "head/tiles.h", "head/order.cuh", "head/noise.cuh", "head/column.cuh", "head/merge.cuh",
-    "head/kernel.cuh",
-)  # fmt: skip
-
-SAMPLES = {
-    "lm_head_topk": Sample(
-        lm_head_topk,
-        source("launch_lm_head_topk"),
-        included=[CSRC / file for file in _FILES],
-        includes=(FOLDER, CSRC),
-    )
-}
+SAMPLES = {"lm_head_topk": Sample(lm_head_topk, source("launch_lm_head_topk"))}

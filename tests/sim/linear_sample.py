@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -14,7 +13,7 @@ from p_eagle_cuda.precision import quantize_rows
 from sim.emulator import Settings
 from sim.linear_cases import spread
 from sim.params import params_type
-from sim.sample import BF16_ERROR, CSRC, FOLDER, Run, Sample, randn, source
+from sim.sample import BF16_ERROR, Run, Sample, randn, source
 
 
 def linear_layers(run: Run, n: int = 5, R: int = 7) -> None:
@@ -104,42 +103,9 @@ def _weight(run: Run, label: str, weight: Tensor) -> ctypes.Structure:
     return params_type("LinearWeight")(data=run.given(label, weight), rows=rows, columns=columns)
 
 
-_EPILOGUES = ("epilogue.cuh", "epilogue_residual.cuh", "epilogue_swiglu.cuh")
-
-
-def _sample(name: str, run: Callable[[Run], None], *files: str) -> Sample:
-    """`files` are those of csrc, in an order in which each comes after those that it includes."""
-    common = ("ops.h", "common/launch.h", "common/reduce.cuh", "common/arrival.cuh")
-    return Sample(
-        run,
-        source(f"launch_{name}"),
-        included=[CSRC / file for file in (*common, *files)],
-        includes=(FOLDER, CSRC),
-    )
-
-
-def _linear(*files: str) -> list[str]:
-    return [f"linear/{file}" for file in files]
-
-
-_SHARED = ("tiles.h", "partition.h", "product.cuh", "weights.cuh", "quantize.cuh", "rows.cuh")
-_HOPPER = [
-    f"hopper/{file}.cuh"
-    for file in ("wgmma", "weight_map", "row_copier", "row_quantizer", "kernel", "launch")
-]
-
 SAMPLES = {
-    "linear_layers": _sample(
-        "linear_layers", linear_layers, *_linear(*_SHARED, "kernel.cuh", *_EPILOGUES, "launch.cuh")
-    ),
+    "linear_layers": Sample(linear_layers, source("launch_linear_layers")),
     # 40 tokens are two turns of an epilogue, and the second is not full.
-    "wide_layers": _sample(
-        "wide_layers",
-        partial(linear_layers, n=40, R=48),
-        *_linear(*_SHARED, *_EPILOGUES),
-        *_HOPPER,
-    ),
-    "wide_fp8_layers": _sample(
-        "wide_fp8_layers", fp8_layer, *_linear(*_SHARED, *_EPILOGUES), *_HOPPER
-    ),
+    "wide_layers": Sample(partial(linear_layers, n=40, R=48), source("launch_wide_layers")),
+    "wide_fp8_layers": Sample(fp8_layer, source("launch_wide_fp8_layers")),
 }

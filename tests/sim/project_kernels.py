@@ -7,14 +7,14 @@ that depends on one before - and says what must come out.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from p_eagle_cuda import _C, ops, reference
 from sim.params import params_type
-from sim.sample import BF16_ERROR, CSRC, FOLDER, Run, Sample, randn, source
+from sim.sample import BF16_ERROR, Run, Sample, randn, source
 
 
 def prepare_inputs(run: Run) -> None:
@@ -231,28 +231,7 @@ def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x * (x.square().mean(-1, keepdim=True) + eps).rsqrt() * weight.double()
 
 
-def _sample(run: Callable[[Run], None], common: Sequence[str]) -> Sample:
-    """The kernel that has the name of `run`, and the files of csrc/common that it includes."""
-    name = run.__name__
-    return Sample(
-        run,
-        source(f"launch_{name}"),
-        included=[
-            CSRC / "ops.h",
-            *(CSRC / "common" / file for file in common),
-            CSRC / "kernels" / f"{name}.cu",
-        ],
-        includes=(FOLDER, CSRC),
-    )
-
-
-_PREPARING = (
-    "launch.h", "reduce.cuh", "scan.cuh", "arrival.cuh", "attention_layout.h",
-    "attention_work.cuh",
-)  # fmt: skip
-
-SAMPLES: dict[str, Sample] = {
-    "prepare_inputs": _sample(prepare_inputs, _PREPARING),
-    "prune_rows": _sample(prune_rows, [x for x in _PREPARING if x != "reduce.cuh"]),
-    "embed_norm_concat": _sample(embed_norm_concat, ["launch.h", "reduce.cuh"]),
+SAMPLES = {
+    run.__name__: Sample(run, source(f"launch_{run.__name__}"))
+    for run in (prepare_inputs, prune_rows, embed_norm_concat)
 }

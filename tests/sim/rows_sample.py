@@ -14,7 +14,7 @@ from torch import Tensor
 
 from p_eagle_cuda import reference
 from sim.params import params_type
-from sim.sample import BF16_ERROR, CSRC, FOLDER, Run, Sample, randn, source
+from sim.sample import BF16_ERROR, Run, Sample, randn, source
 
 BF16, E4M3 = torch.bfloat16, torch.float8_e4m3fn
 EPS = 1e-2
@@ -195,16 +195,4 @@ def _double(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [x.double() for x in tensors]
 
 
-SAMPLES = {
-    "rows": Sample(
-        rows,
-        source("launch_rows"),
-        included=[
-            CSRC / "ops.h",
-            *(CSRC / "common" / file for file in ("launch.h", "reduce.cuh", "heads.cuh")),
-            CSRC / "rows" / "vector.cuh",
-            *(CSRC / "kernels" / f"{op}.cu" for op in ("norm_rows", "gate_rows", "rope_cache")),
-        ],
-        includes=(FOLDER, CSRC),
-    )
-}
+SAMPLES = {"rows": Sample(rows, source("launch_rows"))}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +19,7 @@ from sim.emulator import Session
 
 FOLDER = Path(__file__).parent / "samples"
 CSRC = build.ROOT / "csrc"
+INCLUDES = (FOLDER, CSRC)
 
 BF16_ERROR = 2**-8  # relative, of one rounding
 FLOAT_ERROR = 1e-5  # of float32 sums of some hundred terms
@@ -122,19 +125,31 @@ class Sample:
         run: Makes the buffers and queues the launches.
         source: What is compiled: the kernel, or a file that includes it. It has the functions that
             Python calls, each with SAMPLE_LAUNCHER at the start of a line.
-        included: The files that `source` includes in which there may be planted bugs, and what
-            these include of the project, each after those that it includes.
-        includes: Folders.
     """
 
     run: Callable[[Run], None]
     source: Path
-    included: Sequence[Path] = ()
-    includes: Sequence[Path] = (FOLDER,)
 
     @property
     def files(self) -> tuple[Path, ...]:
-        return (*self.included, self.source)
+        """In which there may be bugs: `source` and what it includes of the project's kernels.
+
+        Each comes after those that it includes.
+        """
+        return included_files(self.source)
+
+
+_INCLUDE = re.compile(r'^#include "(.+)"', re.MULTILINE)
+
+
+@functools.cache
+def included_files(path: Path) -> tuple[Path, ...]:
+    """The file, after those of csrc that it includes by itself or through others."""
+    found: dict[Path, None] = {}
+    for name in _INCLUDE.findall(path.read_text()):
+        if (CSRC / name).exists():
+            found |= dict.fromkeys(included_files(CSRC / name))
+    return (*found, path)
 
 
 def source(name: str) -> Path:

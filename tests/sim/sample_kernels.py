@@ -20,7 +20,7 @@ from sim import (
     rows_sample,
     tree_samples,
 )
-from sim.sample import BF16_ERROR, CSRC, FLOAT_ERROR, FOLDER, Run, Sample, randn, source
+from sim.sample import BF16_ERROR, FLOAT_ERROR, Run, Sample, randn, source
 
 
 def split_reduce(run: Run) -> None:
@@ -147,15 +147,20 @@ def named_barriers(run: Run) -> None:
 
 
 SAMPLES: dict[str, Sample] = {
-    "split_reduce": Sample(split_reduce, source("split_reduce")),
-    "cp_async_gemm": Sample(cp_async_gemm, source("cp_async_gemm")),
-    "tma_pipeline": Sample(tma_pipeline, source("tma_pipeline")),
-    "tma_tensor": Sample(tma_tensor, source("tma_tensor")),
-    "wgmma_gemm": Sample(wgmma_gemm, source("wgmma_gemm")),
-    "cluster_sum": Sample(cluster_sum, source("cluster_sum")),
-    "attention_decode": Sample(attention_decode, source("attention_decode")),
-    "pdl_chain": Sample(pdl_chain, source("pdl_chain"), includes=(FOLDER, CSRC)),
-    "named_barriers": Sample(named_barriers, source("named_barriers")),
+    **{
+        run.__name__: Sample(run, source(run.__name__))
+        for run in (
+            split_reduce,
+            cp_async_gemm,
+            tma_pipeline,
+            tma_tensor,
+            wgmma_gemm,
+            cluster_sum,
+            attention_decode,
+            pdl_chain,
+            named_barriers,
+        )
+    },
     **project_kernels.SAMPLES,
     **linear_sample.SAMPLES,
     **attention_kernels.SAMPLES,

@@ -15,7 +15,7 @@ import pytest
 from sim import summary
 from sim.emulator import FOUR, Emulator, Settings
 from sim.planted import BUGS, LAUNCH_ERROR, WRONG_RESULT, Bug
-from sim.planting import Variants
+from sim.planting import Variants, plant
 from sim.sample import LaunchError, Run
 from sim.sample_kernels import SAMPLES
 
@@ -70,6 +70,14 @@ def findings_of(emulator: Emulator, name_suffix: str, kernel: str, settings: Set
     if any(output.mismatch() for output in run.outputs):
         kinds.add(WRONG_RESULT)
     return sorted(kinds)
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=slug)
+def test_has_a_place(bug: Bug) -> None:
+    """All that kernels have outgrown, in seconds and without a compiler."""
+    files = SAMPLES[bug.kernel].files
+    texts = {path: path.read_text() for path in files}
+    assert plant(texts, bug) != texts
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=slug)

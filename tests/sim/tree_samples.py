@@ -14,7 +14,7 @@ from p_eagle_cuda.tree import compact_cache as compact_reference
 from p_eagle_cuda.verification import RULES, Drafts
 from p_eagle_cuda.verification import verify as reference_verify
 from sim.params import params_type
-from sim.sample import CSRC, FOLDER, Run, Sample, source
+from sim.sample import Run, Sample, source
 
 Pointer = ctypes.c_void_p
 
@@ -166,42 +166,7 @@ def compact_cache(run: Run) -> None:
         run.launch("launch_compact_cache_from_c", ctypes.byref(params))
 
 
-def _sample(run: Any, files: list[str]) -> Sample:
-    return Sample(
-        run,
-        source(f"launch_{run.__name__}"),
-        included=[CSRC / file for file in files],
-        includes=(FOLDER, CSRC),
-    )
-
-
-_COMMON = [
-    "ops.h", "common/launch.h", "common/reduce.cuh", "linear/tiles.h", "linear/partition.h",
-    "head/tiles.h", "head/order.cuh", "head/noise.cuh",
-]  # fmt: skip
-
 SAMPLES = {
-    "compact_cache": _sample(
-        compact_cache,
-        ["ops.h", "common/launch.h", "common/reduce.cuh", "kernels/compact_cache.cu"],
-    ),
-    "build_tree": _sample(build_tree, [*_COMMON, "kernels/build_tree.cu"]),
-    "verify": _sample(
-        verify,
-        [
-            *_COMMON,
-            *(
-                f"verification/{file}"
-                for file in (
-                    "layout.h",
-                    "rows.cuh",
-                    "logits.cuh",
-                    "tiles.cuh",
-                    "choice.cuh",
-                    "walk.cuh",
-                    "kernel.cuh",
-                )
-            ),
-        ],
-    ),
+    run.__name__: Sample(run, source(f"launch_{run.__name__}"))
+    for run in (compact_cache, build_tree, verify)
 }

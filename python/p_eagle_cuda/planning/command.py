@@ -15,6 +15,7 @@ from p_eagle_cuda.config import DrafterConfig
 from p_eagle_cuda.cuda_limits import cuda_refusals
 from p_eagle_cuda.errors import BackendError, PEagleError
 from p_eagle_cuda.kv_cache import allocate_cache
+from p_eagle_cuda.linear_table import BACKENDS
 from p_eagle_cuda.planning.gpus import GPUS, Gpu, find_gpu
 from p_eagle_cuda.planning.phases import Batch, Precision
 from p_eagle_cuda.planning.prediction import KernelPrediction, PassModel, Prediction
@@ -64,7 +65,7 @@ def add_command(commands: Any) -> None:  # noqa: ANN401 - argparse does not name
     parser.add_argument("--weights", choices=WEIGHT_PRECISIONS, default="auto")
     parser.add_argument("--kv-dtype", choices=KV_DTYPES, default="auto")
     parser.add_argument(
-        "--linear", choices=("auto", "fused", "torch"), default="auto",
+        "--linear", choices=BACKENDS, default="auto",
         help="what runs the linear layers, as in Drafter (%(default)s)",
     )  # fmt: skip
     parser.add_argument(

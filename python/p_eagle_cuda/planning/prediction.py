@@ -14,8 +14,8 @@ import torch
 
 from p_eagle_cuda.config import DrafterConfig
 from p_eagle_cuda.drafter_pass import PRUNE_ABOVE
-from p_eagle_cuda.linear import choose_backend, size_refusals
-from p_eagle_cuda.linear_table import LinearTable, kernel_of
+from p_eagle_cuda.linear import choose_backend, cutlass_size_refusals, size_refusals
+from p_eagle_cuda.linear_table import ABOVE, LinearTable, kernel_of
 from p_eagle_cuda.planning.gpus import Gpu
 from p_eagle_cuda.planning.phases import (
     ACTIVATION_BYTES,
@@ -24,11 +24,12 @@ from p_eagle_cuda.planning.phases import (
     Phase,
     Precision,
     floor_us,
+    linear_layers,
     phases,
     total_bytes,
 )
-from p_eagle_cuda.planning.tiles import partial_bytes, tile_tokens
-from p_eagle_cuda.planning.traffic import AS_NEEDED, PassTraffic
+from p_eagle_cuda.planning.tiles import collective_rows, partial_bytes, tile_tokens
+from p_eagle_cuda.planning.traffic import PassKind, PassTraffic
 
 # The op of the linear backends behind each phase that has a choice of them.
 LINEAR_OPS_OF_PHASES = {
@@ -66,6 +67,7 @@ ASSUMED = {
     "cuBLAS": Assumed(0.90, 0.82, 3.0, _CUBLAS_GAP),
     "head": Assumed(0.93, 0.85, 3.0, _GAP),  # its last CTA merges lists
     "attention": Assumed(0.85, 0.85, 0.0, _GAP, least_us=4.0),
+    "CUTLASS": Assumed(0.90, 0.82, 3.0, _GAP),
     "rows": Assumed(0.70, 1.0, 0.0, _GAP, least_us=2.0),
     "rows of cuBLAS": Assumed(0.70, 1.0, 0.0, _CUBLAS_GAP, least_us=2.0),
 }
@@ -83,7 +85,7 @@ class KernelPrediction:
 
     kernel: str
     runs_on: str
-    launches: float
+    launches: int
     needed_bytes: int  # that memory cannot avoid moving
     moved_bytes: int  # L2 empty before each launch
     us: float
@@ -106,7 +108,7 @@ class Prediction:
     @property
     def launches(self) -> int:
         """Of the pass."""
-        return round(sum(kernel.launches for kernel in self.kernels))
+        return sum(kernel.launches for kernel in self.kernels)
 
     @property
     def moved_bytes(self) -> int:
@@ -131,7 +133,7 @@ class PassModel:
             config: The drafter's.
             gpu: Where.
             precision: Of its weights and caches.
-            linear: As in `Drafter`: "auto", "fused" or "torch".
+            linear: As in `Drafter`: "auto", "fused", "torch" or "cutlass".
             traffic: What was counted; the counts that come with the package if None.
 
         Raises:
@@ -141,50 +143,58 @@ class PassModel:
         self.traffic = PassTraffic.read() if traffic is None else traffic
         is_fp8 = precision.weight == 1
         table = LinearTable.read() if linear == "auto" else linear
-        columns = {
-            "project_taps": [config.target_hidden_size],
-            "qkv_rope_cache": [config.hidden_size, 2 * config.hidden_size],
-            "linear_residual": [config.num_heads * config.head_dim, config.intermediate_size],
-            "norm_swiglu": [config.hidden_size],
+        layers = linear_layers(config)
+        sizes = {
+            "project_taps": [layers["fc"]],
+            "qkv_rope_cache": [layers["qkv of the first layer"], layers["qkv"]],
+            "linear_residual": [layers["o"], layers["down"]],
+            "norm_swiglu": [layers["gate_up"]],
         }
+        columns = {op: {x[1] for x in found} for op, found in sizes.items()}
+        columns["project_taps"] = {config.target_hidden_size}
         refusals = size_refusals(columns, config.hidden_size, config.head_dim)
+        on_cutlass = cutlass_size_refusals(sizes, gpu.architecture)
         dtype = torch.float8_e4m3fn if is_fp8 else torch.bfloat16
-        self._fused_rows = {
-            op: choose_backend(op, table, gpu.architecture, dtype, refusals.get(op)).fused_rows
-            for op in columns
+        self._choices = {
+            op: choose_backend(
+                op, table, gpu.architecture, dtype, refusals.get(op), on_cutlass.get(op)
+            )
+            for op in sizes
         }
 
     def predict(self, batch: Batch) -> Prediction:
         """One pass of this batch, its rows in the buffers of a graph."""
         needed = phases(self.config, batch, self.precision)
         floor = floor_us(needed, self.gpu.bytes_per_s, self.gpu.flops_per_s)
-        prunes = batch.padded_rows > max(PRUNE_ABOVE, batch.sampled_rows)
         kernels, firsts = [], set()
-        for phase in phases(self.config, batch, self.precision, prunes=prunes):
+        for phase in self.phases(batch):
             kernels.append(self._kernel(phase, batch, is_first=phase.kernel not in firsts))
             firsts.add(phase.kernel)
         return Prediction(batch, floor, total_bytes(needed), kernels)
+
+    def phases(self, batch: Batch) -> list[Phase]:
+        """The launches of such a pass, on the fused backend."""
+        prunes = batch.padded_rows > max(PRUNE_ABOVE, batch.sampled_rows)
+        return phases(self.config, batch, self.precision, prunes=prunes)
 
     def runs_on(self, kernel: str, padded_rows: int) -> str:
         """What runs a phase, as a key of `ASSUMED`."""
         kinds = {"paged_attention": "attention", "lm_head_topk": "head"}
         if kernel not in LINEAR_OPS_OF_PHASES:
             return kinds.get(kernel, "rows")
-        limit = self._fused_rows[LINEAR_OPS_OF_PHASES[kernel]]
-        if limit is not None and padded_rows > limit:
-            return "cuBLAS"
+        choice = self._choices[LINEAR_OPS_OF_PHASES[kernel]]
+        if choice.fused_rows is not None and padded_rows > choice.fused_rows:
+            return ABOVE[choice.above]
         found = kernel_of(self.gpu.architecture, padded_rows, self.precision.kind)
         return "wgmma fp8" if found == "wgmma" and self.precision.fp8_activations else found
 
     def _kernel(self, phase: Phase, batch: Batch, *, is_first: bool) -> KernelPrediction:
         _, padded_rows = phase.num_rows(batch)
         runs_on = self.runs_on(phase.kernel, padded_rows)
-        if runs_on == "cuBLAS":
-            return self._on_cublas(phase, batch, is_first=is_first)
-        counted = self.traffic.kernels.get(phase.kernel, AS_NEEDED)
-        per_layer = phase.kernel in (*LINEAR_OPS_OF_PHASES, "paged_attention")
-        per_layer = per_layer and phase.kernel != "project_taps"
-        launches = counted.launches / (self.traffic.num_layers if per_layer else 1)
+        if runs_on in ABOVE.values():
+            return self._product(phase, batch, runs_on, is_first=is_first)
+        kind = PassKind.of(self.precision, batch.padded_rows)
+        counted = self.traffic.find(kind, phase.kernel)
         tiles, products = self._tiles(phase, batch, runs_on)
         # Of several tiles of tokens each reads the whole weight.
         moved = (phase.all_bytes + (tiles - 1) * phase.weights) * counted.moved_over_needed
@@ -196,8 +206,8 @@ class PassModel:
             exponentials = phase.flops / (4 * self.config.head_dim)
             share = ASSUMED[runs_on].bandwidth * EXPONENTIALS_SHARE
             us = max(us, 1e6 * exponentials / (self.gpu.exponentials_per_s * share))
-        us += launches * ASSUMED[runs_on].gap_us
-        return KernelPrediction(phase.kernel, runs_on, launches, phase.bytes, round(moved), us)
+        us += ASSUMED[runs_on].gap_us
+        return KernelPrediction(phase.kernel, runs_on, 1, phase.bytes, round(moved), us)
 
     def _tiles(self, phase: Phase, batch: Batch, runs_on: str) -> tuple[int, float]:
         """Tiles of tokens that have rows, and operations, those of empty rows too.
@@ -223,19 +233,30 @@ class PassModel:
         multiplying = products / (gpu.flops_per_s * share)
         return max(1e6 * max(streaming, multiplying) + assumed.fixed_us, assumed.least_us)
 
-    def _on_cublas(self, phase: Phase, batch: Batch, *, is_first: bool) -> KernelPrediction:
-        """A product of all rows that buffers have room for, with row kernels around it."""
-        (_, R), config = phase.num_rows(batch), self.config
+    def _product(
+        self, phase: Phase, batch: Batch, runs_on: str, *, is_first: bool
+    ) -> KernelPrediction:
+        """A product by itself, with row kernels around it.
+
+        cuBLAS's is of all rows that buffers have room for. CUTLASS's is of tiles of those that
+        exist, and gates as it stores.
+        """
+        (rows, R), config = phase.num_rows(batch), self.config
+        is_cutlass = runs_on == ABOVE["cutlass"]
         norm = [2 * config.hidden_size]
         around = {  # elements per row that each row kernel reads and writes
             "project_taps": [2 * config.num_taps * config.target_hidden_size],
             "qkv_rope_cache": [*([] if is_first else norm), 2 * phase.matrix[0]],
-            "norm_swiglu": [*norm, 3 * config.intermediate_size],
+            "norm_swiglu": [*norm, *([] if is_cutlass else [3 * config.intermediate_size])],
         }.get(phase.kernel, [])
         moved = phase.all_bytes
-        us = self._us("cuBLAS", moved, 2.0 * phase.elements * R) + ASSUMED["cuBLAS"].gap_us
+        multiplied, row_kernel = (
+            (collective_rows(rows, R), "rows") if is_cutlass else (R, "rows of cuBLAS")
+        )
+        products = 2.0 * phase.elements * multiplied
+        us = self._us(runs_on, moved, products) + ASSUMED[runs_on].gap_us
         for width in around:
             size = width * R * ACTIVATION_BYTES
             moved += size
-            us += self._us("rows of cuBLAS", size, 0) + ASSUMED["rows of cuBLAS"].gap_us
-        return KernelPrediction(phase.kernel, "cuBLAS", 1 + len(around), phase.bytes, moved, us)
+            us += self._us(row_kernel, size, 0) + ASSUMED[row_kernel].gap_us
+        return KernelPrediction(phase.kernel, runs_on, 1 + len(around), phase.bytes, moved, us)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 from p_eagle_cuda.config import DrafterConfig
@@ -14,6 +15,9 @@ TILE_TOKENS = {
     "head": (8, 16, 32, 64, 128, 256),
 }  # fmt: skip
 ATTENTION_BLOCKS_PER_SM = {64: 2, 128: 1}  # by head size
+OCTET, TURN_TOKENS = 8, 32  # tokens of partial sums that wgmma's kernel writes, and reads, at once
+# Of a tile of CUTLASS's kernels; with more rows than those in its buffers two such are a cluster.
+COLLECTIVE_ROWS, COLLECTIVE_CLUSTER_ROWS = 128, 512
 ATTENTION_TILE_ROWS = 128  # of one KV head: the rows of a request, times its query heads
 
 
@@ -48,17 +52,29 @@ def partial_bytes(
         return 2 * blocks * rows * config.head_dim * 4
     if runs_on not in ("mma.sync", "wgmma", "wgmma fp8"):
         return 0
-    _, padded_rows = phase.num_rows(batch)
+    existing_rows, padded_rows = phase.num_rows(batch)
     tokens = tile_tokens(runs_on, padded_rows)
     if padded_rows > tokens:
         return 0  # several tiles of tokens: tiles of the weight are not cut
-    is_high = runs_on.startswith("wgmma") or (
-        phase.kernel == "qkv_rope_cache" and config.head_dim == 128
-    )
+    is_wgmma = runs_on.startswith("wgmma")
+    is_high = is_wgmma or (phase.kernel == "qkv_rope_cache" and config.head_dim == 128)
     tile_rows, ctas_per_sm = (128, 1) if is_high else (64, 2)
     rows, columns = phase.matrix
     parts = num_parts(-(-rows // tile_rows), columns // BLOCK_COLUMNS, ctas_per_sm * num_sms)
-    return 2 * parts * tile_rows * tokens * 4
+    written = round_up(existing_rows, OCTET) if is_wgmma else tokens
+    read = round_up(existing_rows, TURN_TOKENS) if is_wgmma else tokens
+    return parts * tile_rows * (written + read) * 4
+
+
+def collective_rows(rows: float, padded_rows: int) -> int:
+    """Rows that CUTLASS's kernels multiply; mirrors csrc/linear/tiles.h."""
+    cluster = 1 if padded_rows <= COLLECTIVE_CLUSTER_ROWS else 2
+    return round_up(rows, COLLECTIVE_ROWS * cluster)
+
+
+def round_up(rows: float, multiple: int) -> int:
+    """The least multiple that is not below."""
+    return math.ceil(rows / multiple) * multiple
 
 
 def num_parts(num_tiles: int, tile_blocks: int, max_ctas: int) -> int:

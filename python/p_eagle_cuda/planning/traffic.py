@@ -1,20 +1,22 @@
 """What the kernels of a pass move, as the emulator of the tests has counted it.
 
-The counts are of the bundled drafter and of few rows, and come with the package;
-`benchmarks/simulate_traffic.py` makes them, and a test counts again. For other drafters, and for
-kernels of more rows, what moves is taken to be the same multiple of what `phases` says that must,
-and of what `tiles` says that thread blocks leave for each other. A kernel that passes of few rows
-do not have is taken to move what must.
+The counts are of the bundled drafter, of passes of few rows and of many with each format of the
+weights, and come with the package; `benchmarks/simulate_traffic.py` makes them, and a test counts
+again. For other drafters and batches, what moves is taken to be the same multiple of what `phases`
+says that must, and of what `tiles` says that thread blocks leave for each other. A kernel that no
+such pass has is taken to move what must.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from p_eagle_cuda.fields import ConfigFields, read_json_object
+from p_eagle_cuda.linear_table import FEW_ROWS
+from p_eagle_cuda.planning.phases import Batch, Precision
 
 BUNDLED_TRAFFIC = Path(__file__).parents[1] / "data" / "pass_traffic.json"
 
@@ -25,6 +27,7 @@ class KernelTraffic:
 
     Attributes:
         launches: How many.
+        shared_bytes: Dynamic shared memory of a thread block, the most of any launch.
         needed_bytes: `Phase.all_bytes`.
         moved_bytes: Read or written, each sector of 32 bytes once a launch, but for partial sums.
         planned_partial_bytes: `tiles.partial_bytes`.
@@ -32,6 +35,7 @@ class KernelTraffic:
     """
 
     launches: int
+    shared_bytes: int
     needed_bytes: int
     moved_bytes: int
     planned_partial_bytes: int
@@ -50,20 +54,30 @@ class KernelTraffic:
         return self.partial_bytes / self.planned_partial_bytes
 
 
-AS_NEEDED = KernelTraffic(1, 1, 1, 0, 0)
+AS_NEEDED = KernelTraffic(1, 0, 1, 1, 0, 0)
+
+
+class PassKind(NamedTuple):
+    """What the kernels of a pass depend on."""
+
+    weights: str  # `Precision.kind`
+    has_many_rows: bool  # more than FEW_ROWS in its buffers
+
+    @classmethod
+    def of(cls, precision: Precision, padded_rows: int) -> PassKind:
+        """Of a pass whose buffers have so many rows."""
+        return cls(precision.kind, padded_rows > FEW_ROWS)
 
 
 @dataclass(frozen=True)
 class PassTraffic:
-    """A pass that was simulated."""
+    """Passes that were simulated, and in each the kernels by name."""
 
-    num_layers: int
-    kernels: Mapping[str, KernelTraffic]
+    passes: Mapping[PassKind, Mapping[str, KernelTraffic]]
 
-    @property
-    def launches(self) -> int:
-        """Of the whole pass."""
-        return sum(kernel.launches for kernel in self.kernels.values())
+    def find(self, kind: PassKind, kernel: str) -> KernelTraffic:
+        """Of a kernel, or `AS_NEEDED` where no simulated pass of the kind has it."""
+        return self.passes.get(kind, {}).get(kernel, AS_NEEDED)
 
     @classmethod
     def read(cls, file: Path = BUNDLED_TRAFFIC) -> PassTraffic:
@@ -77,15 +91,15 @@ class PassTraffic:
     @classmethod
     def of(cls, report: Mapping[str, Any], file: Path = BUNDLED_TRAFFIC) -> PassTraffic:
         """The counts in what `benchmarks/simulate_traffic.py` reports."""
-        fields = ConfigFields(report, file)
-        kernels = {}
-        for i, row in enumerate(report["kernels"]):
-            of_kernel = ConfigFields(row, file, f"kernels[{i}].")
-            kernels[of_kernel.string("kernel", "")] = KernelTraffic(
-                of_kernel.integer("launches"),
-                of_kernel.integer("needed_bytes"),
-                of_kernel.integer("moved_bytes"),
-                of_kernel.integer("planned_partial_bytes", minimum=0),
-                of_kernel.integer("partial_bytes", minimum=0),
-            )
-        return cls(fields.integer("num_layers"), kernels)
+        found = ConfigFields(report, file)
+        k, passes = found.integer("k"), {}
+        for of_pass in found.sections("passes"):
+            precision = Precision.of(of_pass.string("weights", ""), of_pass.string("kv", ""))
+            padded_rows = Batch.of_equal(of_pass.integer("batch"), k, 0, 0).padded_rows
+            passes[PassKind.of(precision, padded_rows)] = {
+                kernel.string("kernel", ""): KernelTraffic(
+                    *(kernel.integer(x.name, minimum=0) for x in fields(KernelTraffic))
+                )
+                for kernel in of_pass.sections("kernels")
+            }
+        return cls(passes)
