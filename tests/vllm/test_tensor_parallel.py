@@ -89,10 +89,10 @@ def test_vllms_own_serves_where_its_caches_do_not_fit(
     on_one_rank: Served, serve: Serve, windowed: dict[str, Any]
 ) -> None:
     """Next to one layer without a window vLLM has four groups of caches for the drafter's four."""
-    served = serve(ASKED, speculative=SPECULATIVE, **{**SPLIT, **windowed})
+    served = serve(ASKED[:1], speculative=SPECULATIVE, **{**SPLIT, **windowed})
     (warning,) = [x for x in served.log if x.startswith("WARNING")]
     assert "into 4 groups of caches, expected one" in warning
-    assert served.outputs == on_one_rank.outputs
+    assert served.outputs == on_one_rank.outputs[:1]
     assert served.counters["num_accepted_tokens"] > 0
 
 
