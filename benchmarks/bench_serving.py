@@ -33,6 +33,11 @@ from timing import device_to_time, environment, write_json
 
 VARIANTS = ("plain", "vllm", "v1", "v2")
 SECONDS = 900  # for a variant
+ON_A_CPU = {  # what vLLM needs there
+    "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_TARGET_DEVICE": "cpu",
+}  # fmt: skip
 LOG_LINES = 15  # of a variant that fails
 
 
@@ -100,6 +105,7 @@ def run_variant(options: Namespace, folder: Path, variant: str) -> dict[str, Any
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "HF_HUB_OFFLINE": "1",
+        **(ON_A_CPU if options.dry_run else {}),
     }
     command = [sys.executable, __file__, "--serve", str(case), str(result)]
     try:
