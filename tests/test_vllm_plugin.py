@@ -17,10 +17,13 @@ from p_eagle_cuda.config import DrafterConfig
 from p_eagle_cuda.errors import CheckpointError, ConfigError
 from p_eagle_cuda.vllm_plugin.caches import adopt_caches
 from p_eagle_cuda.vllm_plugin.options import PluginOptions
+from p_eagle_cuda.vllm_plugin.replication import check_same_on_ranks, made_whole
 from p_eagle_cuda.vllm_plugin.support import is_p_eagle, refusal
 from p_eagle_cuda.vllm_plugin.versions import V1_VERSIONS, V2_VERSIONS, unsupported_version
 from p_eagle_cuda.vllm_plugin.weights import adopt_weights, release_replaced
 from p_eagle_cuda.weights import DrafterWeights, load_drafter_weights
+
+VERSION = "0.33.0"
 
 # ---- Versions and options ------------------------------------------------------------------------
 
@@ -107,13 +110,13 @@ def test_what_is_ours() -> None:
 
 
 def test_nothing_is_refused_that_works() -> None:
-    assert refusal(config_of(), "cpu", "V1") is None
-    assert refusal(config_of(), "cuda", "V1") is None
-    assert refusal(config_of(model_config__dtype=torch.float32), "cpu", "V1") is None
+    assert refusal(config_of(), "cpu", "V1", VERSION) is None
+    assert refusal(config_of(), "cuda", "V1", VERSION) is None
+    assert refusal(config_of(model_config__dtype=torch.float32), "cpu", "V1", VERSION) is None
     drawn = config_of(speculative_config__draft_sample_method="probabilistic")
-    assert refusal(drawn, "cuda", "V1") is refusal(drawn, "cuda", "V2") is None
+    assert refusal(drawn, "cuda", "V1", VERSION) is refusal(drawn, "cuda", "V2", VERSION) is None
     unpadded = config_of(speculative_config__disable_padded_drafter_batch=True)
-    assert refusal(unpadded, "cuda", "V2") is None  # it has no other drafts
+    assert refusal(unpadded, "cuda", "V2", VERSION) is None  # it has no other drafts
 
 
 @pytest.mark.parametrize(
@@ -121,7 +124,6 @@ def test_nothing_is_refused_that_works() -> None:
     [
         ("speculative_config__draft_model_config__uses_mrope", True, "M-RoPE"),
         ("model_config__supports_multimodal_inputs", True, "multimodal"),
-        ("parallel_config__tensor_parallel_size", 2, "splits the drafter over several GPUs"),
         ("parallel_config__pipeline_parallel_size", 2, "pipeline stages"),
         ("parallel_config__decode_context_parallel_size", 2, "contexts are split"),
         ("parallel_config__prefill_context_parallel_size", 2, "contexts are split"),
@@ -137,10 +139,24 @@ def test_nothing_is_refused_that_works() -> None:
     ],
 )
 def test_what_is_refused(path: str, value: Any, reason: str) -> None:
-    found = refusal(config_of(**{path: value}), "cuda", "V1")
+    found = refusal(config_of(**{path: value}), "cuda", "V1", VERSION)
     assert found is not None
     assert reason in found
     assert "\n" not in found
+
+
+def test_targets_on_several_ranks() -> None:
+    """With the version that it was tried with, and caches that stay where they are."""
+    config = config_of(parallel_config__tensor_parallel_size=8)
+    assert refusal(config, "cuda", "V1", VERSION) is refusal(config, "cuda", "V2", VERSION) is None
+    found = refusal(config, "cuda", "V1", "0.32.0")
+    assert found == (
+        "the target is split over several GPUs: expected vLLM 0.33 to 0.33, found 0.32.0"
+    )
+    config.kv_transfer_config = object()
+    assert "caches go to another engine" in (refusal(config, "cuda", "V1", VERSION) or "")
+    config.parallel_config.tensor_parallel_size = 1
+    assert refusal(config, "cuda", "V1", "0.32.0") is None
 
 
 def test_multimodal_targets_before_vllm_0_31(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +169,7 @@ def test_multimodal_targets_before_vllm_0_31(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(multimodal=module))
     monkeypatch.setitem(sys.modules, "vllm.multimodal", module)
     for is_so in (False, True):
-        assert ("multimodal" in (refusal(config, "cuda", "V1") or "")) == is_so
+        assert ("multimodal" in (refusal(config, "cuda", "V1", VERSION) or "")) == is_so
     assert asked == [config.model_config] * 2
 
 
@@ -161,14 +177,14 @@ def test_a_configuration_that_is_not_known_is_refused() -> None:
     """As of a version that has renamed something: vLLM must start all the same."""
     config = config_of()
     del config.parallel_config.pipeline_parallel_size
-    found = refusal(config, "cpu", "V1")
+    found = refusal(config, "cpu", "V1", VERSION)
     assert found is not None
     assert "is not one that is known" in found
     assert "pipeline_parallel_size" in found
 
 
 def test_other_devices_are_refused() -> None:
-    assert refusal(config_of(), "xpu", "V1") == "there are no kernels for xpu"
+    assert refusal(config_of(), "xpu", "V1", VERSION) == "there are no kernels for xpu"
 
 
 # ---- Weights and caches --------------------------------------------------------------------------
@@ -263,6 +279,73 @@ def test_fp8_weights_take_the_place_of_vllms(precision: str, tmp_path: Path) -> 
     assert (module.model.fc.weight.numel() == 0) != is_head_alone
     release_replaced(adopted, SimpleNamespace(parameters=list))
     assert module.lm_head.weight.numel() == 0
+
+
+def test_a_vocabulary_in_shards_is_gathered_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of a target on two ranks, which is embedding and head."""
+    tensors = write_drafter(tmp_path)
+    config = DrafterConfig.from_pretrained(tmp_path)
+    own = load_drafter_weights(tmp_path, config, dtype=torch.float32)
+    module = module_of(own, tensors["mask_hidden"].float())
+    whole = module.model.embed_tokens.weight
+    first, second = whole.chunk(2)
+    shards = SimpleNamespace(weight=first, bias=None, tp_size=2)
+    module.model.embed_tokens = module.lm_head = shards
+    gathered = []
+
+    def all_gather(x: torch.Tensor, dim: int) -> torch.Tensor:
+        gathered.append(x)
+        return torch.cat([x, second], dim)
+
+    distributed = SimpleNamespace(get_tp_group=lambda: SimpleNamespace(all_gather=all_gather))
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(distributed=distributed))
+    monkeypatch.setitem(sys.modules, "vllm.distributed", distributed)
+    adopted = adopt_weights(module, config, 16)
+    found = adopted.weights
+    assert torch.equal(found.embedding, own.embedding)
+    assert torch.equal(found.lm_head, own.embedding[: config.draft_vocab_size])
+    assert len(gathered) == 1
+    assert adopted.gathered == {found.embedding.data_ptr()} == {found.lm_head.data_ptr()}
+    quantized = adopt_weights(module, config, 16, "fp8_head")
+    assert quantized.weights.lm_head.data_ptr() not in quantized.gathered
+    # The shard is the target's, and stays.
+    release_replaced(quantized, SimpleNamespace(parameters=lambda: [first]))
+    assert first.numel() > 0
+
+
+def test_made_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The group of one rank stands in, and the target's comes back, whatever happens."""
+    state = SimpleNamespace(_TP="eight", get_pp_group=lambda: SimpleNamespace(world_size=1))
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(distributed=state))
+    monkeypatch.setitem(sys.modules, "vllm.distributed", SimpleNamespace(parallel_state=state))
+    config = config_of()
+    with made_whole(config):
+        assert state._TP == "eight", "one rank has nothing to split"
+    config.parallel_config.tensor_parallel_size = 8
+
+    def fail() -> None:
+        with made_whole(config):
+            assert state._TP.world_size == 1
+            raise CheckpointError("no such file")
+
+    with pytest.raises(CheckpointError):
+        fail()
+    assert state._TP == "eight"
+
+
+def test_drafts_that_differ_between_ranks_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    drafts = torch.arange(6).view(2, 3)
+    of_ranks = [drafts, drafts.clone(), drafts.clone()]
+    group = SimpleNamespace(world_size=3, all_gather=lambda _, dim: torch.cat(of_ranks, dim))
+    distributed = SimpleNamespace(get_tp_group=lambda: group)
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(distributed=distributed))
+    monkeypatch.setitem(sys.modules, "vllm.distributed", distributed)
+    check_same_on_ranks(drafts)
+    of_ranks[2][1, 0] += 1
+    with pytest.raises(RuntimeError, match=r"on each of 3 ranks, those of ranks \[2\] are not"):
+        check_same_on_ranks(drafts)
 
 
 def test_no_precision_that_the_dtype_does_not_have(tmp_path: Path) -> None:

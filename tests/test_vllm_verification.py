@@ -15,6 +15,7 @@ from torch import Tensor
 from exact_laws import chi_square
 from p_eagle_cuda.vllm_plugin import verification
 from p_eagle_cuda.vllm_plugin.verification import (
+    Workspace,
     rejection_sample_v1,
     rejection_sample_v2,
     take_over_v1,
@@ -50,7 +51,7 @@ def run_v1(step: Step, temperature: list[float], generators: dict[int, Any]) -> 
         torch.tensor([x for drafts, _, _ in step for x in drafts], dtype=torch.int32), counts,
         max(counts), torch.tensor(counts, dtype=torch.int32).cumsum(0, dtype=torch.int32), None,
         torch.cat(rows), torch.tensor([[bonus] for *_, bonus in step]), metadata,
-        synthetic_mode=False,
+        synthetic_mode=False, workspace=Workspace(),
     )  # fmt: skip
     assert found.dtype == torch.int32
     assert found.shape == (len(step), max(counts) + 1)
@@ -72,6 +73,7 @@ def run_v2(step: Step, temperature: list[float], seeds: list[int]) -> list[list[
         torch.tensor([0, *counts], dtype=torch.int32).cumsum(0, dtype=torch.int32),
         torch.cat([torch.arange(n) + 100 for n in counts]), places.int(), torch.empty(0),
         torch.empty(0), tables[0], tables[1], K, None, use_fp64=False,
+        workspace=Workspace(),
     )  # fmt: skip
     assert tokens.dtype == torch.int64
     assert tokens.shape == (B, K + 1)
@@ -253,7 +255,7 @@ def test_what_is_taken_over(
     """Only of the sampler that was asked for, and a line tells."""
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(__version__="0.33.0"))
     name = f"rejection_sample_{runner.lower()}"
-    monkeypatch.setattr(verification, name, lambda first: f"ours {first}")
+    monkeypatch.setattr(verification, name, lambda first, **_: f"ours {first}")
     config = config_of(**changes)
     config.additional_config = {"p_eagle_cuda": {"verification": asked}}
     with caplog.at_level(logging.INFO, "vllm.p_eagle_cuda"):
@@ -277,3 +279,19 @@ def test_a_sampler_that_is_not_known_is_left_alone(
     other = type("Other", (), {"_verify": lambda self: "theirs"})
     assert verifying_v2(config, "cpu", other) is other
     assert "vLLM's own code verifies: vLLM 0.33.0 has no such seam" in caplog.text
+
+
+def test_a_workspace_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It grows in steps, so that a batch that is a little larger takes the same."""
+    made: list[tuple[int, int]] = []
+
+    def make(device: torch.device, num_rows: int, vocab_size: int) -> torch.Tensor:
+        made.append((num_rows, vocab_size))
+        return torch.zeros(num_rows, device=device)
+
+    monkeypatch.setattr(verification.ops, "verify_workspace", make)
+    workspace = Workspace()
+    first = workspace.of(torch.zeros(5, V))
+    assert workspace.of(torch.zeros(8, V)) is workspace.of(torch.zeros(1, V)) is first
+    assert workspace.of(torch.zeros(9, V)) is not first
+    assert made == [(8, V), (16, V)]

@@ -33,12 +33,27 @@ class Served:
     outputs: list[list[list[int] | None]]
     aborted: list[list[int]]
     logprobs: list[list[list[float] | None]]
-    drafts: list[list[list[int]]]
-    launches: list[list[str]]
-    num_verifications: int
+    of_ranks: list[dict[str, Any]]
     counters: dict[str, Any]
     num_preemptions: int
     log: list[str]
+
+    @property
+    def drafts(self) -> list[list[list[int]]]:
+        """Of each step, on the first rank."""
+        drafts: list[list[list[int]]] = self.of_ranks[0]["drafts"]
+        return drafts
+
+    @property
+    def launches(self) -> list[list[str]]:
+        """Kinds of steps, by what is launched beside the pass."""
+        launches: list[list[str]] = self.of_ranks[0]["launches"]
+        return launches
+
+    @property
+    def num_verifications(self) -> int:
+        """Calls of our verification."""
+        return int(self.of_ranks[0]["num_verifications"])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -81,6 +96,13 @@ def vllm_python(
     return python
 
 
+def free_port() -> int:
+    """One that nothing listens at."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+    return port
+
+
 def environment(*, v2: bool, plugin: bool = True) -> dict[str, str]:
     """Variables of a process that runs vLLM."""
     variables = {
@@ -106,7 +128,7 @@ Serve = Callable[..., Served]
 
 @pytest.fixture(scope="session")
 def serve(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> Serve:
-    """Serve batches in a process of its own."""
+    """Serve batches in a process of its own, or one for each rank with vLLM's external launcher."""
 
     def run(
         batches: list[list[dict[str, Any]]],
@@ -120,16 +142,44 @@ def serve(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> Serve:
         if speculative is not None:
             engine["speculative_config"] = speculative
         (folder / "case.json").write_text(json.dumps({"engine": engine, "batches": batches}))
-        arguments = [folder / "case.json", folder / "result.json", *(["--v2"] if v2 else [])]
-        variables = environment(v2=v2, plugin=plugin)
-        done = subprocess.run(
-            [vllm_python, HERE / "run_engine.py", *arguments],
-            env={**variables, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"},
-            capture_output=True, text=True, timeout=600, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-        log = re.findall(r"((?:INFO|WARNING).*\bp_eagle_cuda\b.*)", done.stdout + done.stderr)
-        return Served(**json.loads((folder / "result.json").read_text()), log=log)
+        variables = {
+            **environment(v2=v2, plugin=plugin), "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
+        }  # fmt: skip
+        is_launched = engine.get("distributed_executor_backend") == "external_launcher"
+        ranks = range(engine["tensor_parallel_size"] if is_launched else 1)
+        processes = [
+            subprocess.Popen(
+                [
+                    vllm_python, HERE / "run_engine.py", folder / "case.json",
+                    folder / f"{rank}.json",
+                ],
+                env={
+                    **variables, "RANK": str(rank), "LOCAL_RANK": str(rank),
+                    "WORLD_SIZE": str(len(ranks)),
+                },
+                stdout=(folder / f"{rank}.log").open("wb"), stderr=subprocess.STDOUT,
+            )
+            for rank in ranks
+        ]  # fmt: skip
+        deadline = time.monotonic() + 600
+        try:
+            while None in [process.poll() for process in processes]:
+                failed = any(process.returncode for process in processes)
+                if failed or time.monotonic() > deadline:
+                    break  # the others would wait for that one
+                time.sleep(0.1)
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+        logs = [(folder / f"{rank}.log").read_text(errors="replace") for rank in ranks]
+        assert not any(x.returncode for x in processes), "".join(log[-4000:] for log in logs)
+        found = [json.loads((folder / f"{rank}.json").read_text()) for rank in ranks]
+        of_ranks = [x for result in found for x in result.pop("of_ranks")]
+        assert all(result == found[0] for result in found), "the ranks' engines differ"
+        log = re.findall(r"((?:INFO|WARNING).*\bp_eagle_cuda\b.*)", "".join(logs))
+        return Served(**found[0], of_ranks=of_ranks, log=log)
 
     return run
 
@@ -189,8 +239,7 @@ def http_servers(
     servers = {}
     try:
         for runner in ("V1", "V2"):
-            with socket.create_server(("127.0.0.1", 0)) as free:
-                port = free.getsockname()[1]
+            port = free_port()
             log_file = folder / f"{runner}.log"
             with log_file.open("wb") as log:
                 process = subprocess.Popen(

@@ -5,15 +5,14 @@
 The case: `engine`, arguments of `vllm.LLM`; `batches`, each a list of {"prompt": token ids,
 "sampling": arguments of SamplingParams, "join_after" and "abort_after": engine steps}. The result:
 token ids of each request, those that the aborted ones had, logprobs of the tokens where they were
-asked for, the drafts of each step, what is launched in steps of decoding beside our drafter's pass
-(each kind once), how often our kernels verified, and vLLM's counters.
+asked for, what each worker recorded (the drafts of each step, what is launched in steps of decoding
+beside our drafter's pass, each kind once, and how often our kernels verified), and vLLM's counters.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,9 @@ def main(case_path: str, result_path: str) -> None:
     case = json.loads(Path(case_path).read_text())
     from vllm import LLM
 
-    (drafts, launches), verifications = _record_drafts(), _record_verifications()
-    llm = LLM(**case["engine"], disable_log_stats=False)
+    llm = LLM(
+        **case["engine"], disable_log_stats=False, worker_extension_cls="worker_recorder.Recorder"
+    )
     aborted: list[list[int]] = []
     logprobs: list[list[list[float] | None]] = []
     outputs = [_serve(llm, batch, aborted, logprobs) for batch in case["batches"]]
@@ -36,72 +36,11 @@ def main(case_path: str, result_path: str) -> None:
         if "spec_decode" in metric.name
     }
     result = {
-        "outputs": outputs, "aborted": aborted, "logprobs": logprobs, "drafts": drafts,
-        "launches": sorted(launches), "num_verifications": len(verifications),
-        "counters": counters,
+        "outputs": outputs, "aborted": aborted, "logprobs": logprobs,
+        "of_ranks": llm.collective_rpc("recorded"), "counters": counters,
         "num_preemptions": metrics["vllm:num_preemptions"].value,
     }  # fmt: skip
     Path(result_path).write_text(json.dumps(result))
-
-
-def _record_drafts() -> tuple[list[Any], set[tuple[str, ...]]]:
-    """Wrap whatever drafts in this process."""
-    sys.path.append(str(Path(__file__).resolve().parents[1]))
-    from launches import Launches
-    from p_eagle_cuda import Drafter
-
-    drafts: list[Any] = []
-    kinds: set[tuple[str, ...]] = set()
-    launch_padded = Drafter._launch_padded
-
-    def wrap(owner: Any) -> None:
-        propose = owner.propose
-
-        def recording(self: Any, *args: Any, **kwargs: Any) -> Any:
-            padded = []
-            launches = Launches()
-
-            def uncounted(drafter: Any, shape: Any) -> Any:
-                padded.append(shape)
-                return launches.without(launch_padded)(drafter, shape)
-
-            Drafter._launch_padded = uncounted
-            with launches if getattr(self, "_served", None) else nullcontext():
-                result = propose(self, *args, **kwargs)
-            if padded:
-                kinds.add(tuple(launches.names))
-            if not kwargs.get("dummy_run"):
-                drafts.append(result.tolist())
-            return result
-
-        owner.propose = recording
-
-    from vllm.plugins import load_general_plugins
-
-    load_general_plugins()
-    from vllm.v1.spec_decode import eagle
-
-    wrap(eagle.EagleProposer)
-    if "--v2" in sys.argv:
-        from p_eagle_cuda.vllm_plugin.speculator import PEagleSpeculator
-
-        wrap(PEagleSpeculator)
-    return drafts, kinds
-
-
-def _record_verifications() -> list[None]:
-    """An entry for each call of `ops.verify`."""
-    from p_eagle_cuda import ops
-
-    calls: list[None] = []
-    verify = ops.verify
-
-    def recording(*args: Any, **kwargs: Any) -> Any:
-        calls.append(None)
-        return verify(*args, **kwargs)
-
-    ops.verify = recording
-    return calls
 
 
 def _serve(

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_fixtures import Serve, Served
+from engine_fixtures import HERE, Serve, Served
 from tokenizers import Tokenizer
 
-from p_eagle_cuda import drafter
 from p_eagle_cuda.bundled import bundled_drafter, bundled_target
 from p_eagle_cuda.vllm_plugin.draft_length import make_schedule
 
@@ -26,13 +24,20 @@ ENGINE: dict[str, Any] = {
     "max_num_batched_tokens": 192, "enforce_eager": True, "enable_prefix_caching": False,
     "async_scheduling": False,
 }  # fmt: skip
+RANKS = 2
+# A process for each rank with an engine of its own, which is sooner there than vLLM's workers are.
+SPLIT = {
+    **ENGINE,
+    "tensor_parallel_size": RANKS,
+    "distributed_executor_backend": "external_launcher",
+}
 
 
 @cache
 def source_tokens() -> list[int]:
-    """Code for prompts."""
+    """Code for prompts, which stays as it is."""
     tokenizer = Tokenizer.from_file(str(bundled_target() / "tokenizer.json"))
-    return list(tokenizer.encode(Path(drafter.__file__).read_text()).ids)
+    return list(tokenizer.encode((HERE / "prompts.txt").read_text()).ids)
 
 
 def prompt(index: int, length: int) -> list[int]:
@@ -88,6 +93,18 @@ def assert_ours_on(served: Served, runner: str) -> None:
     assert not [x for x in served.log if x.startswith("WARNING")], served.log
 
 
+def assert_whole_on_each_rank(served: Served) -> list[str]:
+    """What the log says of it, once for each rank; nothing differs between them."""
+    said = [x for x in served.log if "p_eagle_cuda drafts" in x]
+    assert len(said) == RANKS, served.log
+    assert all(f"caches of all 2 heads, on each of {RANKS} ranks" in x for x in said), said
+    assert not [x for x in served.log if x.startswith("WARNING")], served.log
+    first, *others = served.of_ranks
+    assert len(others) == RANKS - 1
+    assert all(other == first for other in others)
+    return said
+
+
 def acceptance_length(served: Served) -> float:
     return 1 + served.counters["num_accepted_tokens"] / served.counters["num_drafts"]
 
@@ -126,6 +143,17 @@ def test_ours_drafts_what_vllms_own_does(
         assert acceptance_length(ours) == pytest.approx(acceptance_length(of_vllm), rel=0.01)
         first = lambda served: [step[0] for step in served.drafts[:8]]  # noqa: E731
         assert first(ours) == first(of_vllm)
+
+
+@pytest.mark.feature("Tensor parallelism")
+def test_a_target_on_two_ranks(plain: Served, of_vllm: Served, serve: Serve) -> None:
+    """The whole drafter on each: one group of caches, with pages of two sizes."""
+    ours = serve(GREEDY[:1], speculative=SPECULATIVE, **SPLIT)
+    said = assert_whole_on_each_rank(ours)
+    assert all("weights of 9.8 MiB shared with vLLM" in x for x in said), said
+    assert ours.outputs == plain.outputs[:1]
+    assert len(ours.drafts) > 4
+    assert ours.drafts == of_vllm.drafts[: len(ours.drafts)]
 
 
 @pytest.mark.feature("Preemption")

@@ -119,10 +119,13 @@ def _serves(vllm_config: Any) -> bool:  # noqa: ANN401
     """Whether we can take over, as far as the configuration tells."""
     from vllm.platforms import current_platform
 
+    import vllm
+
     if not is_p_eagle(vllm_config):
         return False
     try:
         options = PluginOptions.read(vllm_config.additional_config)
     except PEagleError:
         return False  # the V1 runner will say why
-    return options.enabled and refusal(vllm_config, current_platform.device_type, "V2") is None
+    device_type, version = current_platform.device_type, vllm.__version__
+    return options.enabled and refusal(vllm_config, device_type, "V2", version) is None

@@ -67,7 +67,7 @@ def give_schedule(vllm_config: Any, device_type: str, version: str) -> None:  # 
     if given == schedule:
         return  # vLLM checks some configurations twice
     reason = unsupported_version(version, *OPTION_VERSIONS) or refusal(
-        vllm_config, device_type, "V1"
+        vllm_config, device_type, "V1", version
     )
     if reason is None and given is not None:
         reason = "num_speculative_tokens_per_batch_size is given"

@@ -38,7 +38,8 @@ class PluginOptions:
         draft_length: "fixed" for num_speculative_tokens, "auto" for fewer in larger batches.
         row_cost: Of "auto": the time of one more row in the target's pass, over that of a pass of
             one row; see `DraftLengthPolicy`.
-        debug: Check all arguments and name the kernel that fails; slow.
+        debug: Check all arguments, name the kernel that fails, and compare the drafts of a target's
+            ranks; slow.
     """
 
     enabled: bool = True

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from vllm.v1.spec_decode.eagle import EagleProposer
 
+import vllm
 from p_eagle_cuda.errors import PEagleError
 from p_eagle_cuda.vllm_plugin.options import PluginOptions
+from p_eagle_cuda.vllm_plugin.replication import (
+    cache_refusal,
+    forget_layers,
+    is_split,
+    layer_names,
+    made_whole,
+)
 from p_eagle_cuda.vllm_plugin.sampling import sample_drafts
 from p_eagle_cuda.vllm_plugin.serving import ServedDrafter
 from p_eagle_cuda.vllm_plugin.support import is_p_eagle, refusal
@@ -40,28 +49,57 @@ class PEagleProposer(EagleProposer):  # type: ignore[misc]  # vLLM has no types 
 
     def load_model(self, target_model: Any) -> None:  # noqa: ANN401
         """Load vLLM's module, and work with its weights if that is possible."""
-        super().load_model(target_model)
         if not is_p_eagle(self.vllm_config):
+            super().load_model(target_model)
             return
+        of_target = layer_names(self.vllm_config)
+        reason = self._find_refusal()
+        with made_whole(self.vllm_config) if reason is None else nullcontext():
+            super().load_model(target_model)
+        if reason is None:
+            reason = self._take_over(target_model)
+            if reason is not None and is_split(self.vllm_config):
+                del self.model
+                forget_layers(self.vllm_config, layer_names(self.vllm_config) - of_target)
+                super().load_model(target_model)
+        if reason is not None:
+            self._step_aside(reason)
+
+    def _step_aside(self, reason: str) -> None:
+        """One warning, of the first of the target's ranks, which all have the same reason."""
+        self._served = None
+        is_first = self.vllm_config.parallel_config.rank == 0
+        logger.log(
+            logging.WARNING if is_first else logging.DEBUG,
+            "p_eagle_cuda steps aside, vLLM's own drafter serves: %s", reason,
+        )  # fmt: skip
+
+    def _find_refusal(self) -> str | None:
+        """Why ours cannot serve, as far as the configuration tells."""
         try:
             options = PluginOptions.read(self.vllm_config.additional_config)
-            reason = (
-                refusal(self.vllm_config, self.device.type, "V1")
-                if options.enabled
-                else "switched off"
+        except PEagleError as error:
+            return str(error)
+        if not options.enabled:
+            return "switched off"
+        return refusal(self.vllm_config, self.device.type, "V1", vllm.__version__)
+
+    def _take_over(self, target_model: Any) -> str | None:  # noqa: ANN401
+        """Serve with the module that is loaded; what is returned tells why that cannot be."""
+        if is_split(self.vllm_config):
+            reason = cache_refusal(self.vllm_config)
+            if reason is not None:
+                return reason
+        options = PluginOptions.read(self.vllm_config.additional_config)
+        try:
+            self._served = ServedDrafter(
+                self.model, target_model, self.vllm_config, self.device, options, joins_taps=True
             )
-            if reason is None:
-                self._served = ServedDrafter(
-                    self.model, target_model, self.vllm_config, self.device, options,
-                    joins_taps=True,
-                )  # fmt: skip
         except (PEagleError, AttributeError) as error:  # the latter: a module that is not known
-            reason = str(error)
-        if self._served is None:
-            logger.warning("p_eagle_cuda steps aside, vLLM's own drafter serves: %s", reason)
-        else:
-            logger.info("p_eagle_cuda drafts: %s", self._served.describe())
-            take_over_v1(self.vllm_config, self.device.type, self._runner.rejection_sampler)
+            return str(error)
+        logger.info("p_eagle_cuda drafts: %s", self._served.describe())
+        take_over_v1(self.vllm_config, self.device.type, self._runner.rejection_sampler)
+        return None
 
     @torch.inference_mode()
     def propose(
@@ -134,11 +172,10 @@ class PEagleProposer(EagleProposer):  # type: ignore[misc]  # vLLM has no types 
         try:
             self._served.ensure_caches(self.model)
         except PEagleError as error:
-            if self._served.has_replaced_weights:
+            if self._served.is_in_the_way:
                 raise RuntimeError(
-                    f"p_eagle_cuda cannot draft: {error}; with the option "
-                    '{"weights": "auto"} vLLM\'s own drafter serves'
+                    f"p_eagle_cuda cannot draft: {error}; P_EAGLE_CUDA_DISABLE=1 serves with "
+                    "vLLM's own drafter"
                 ) from error
-            logger.warning("p_eagle_cuda steps aside, vLLM's own drafter serves: %s", error)
-            self._served = None
+            self._step_aside(str(error))
         return self._served is not None

@@ -16,6 +16,7 @@ from p_eagle_cuda.errors import ConfigError
 from p_eagle_cuda.fields import ConfigFields
 from p_eagle_cuda.vllm_plugin.caches import adopt_caches
 from p_eagle_cuda.vllm_plugin.options import PluginOptions
+from p_eagle_cuda.vllm_plugin.replication import check_same_on_ranks
 from p_eagle_cuda.vllm_plugin.sampling import CANDIDATES
 from p_eagle_cuda.vllm_plugin.weights import adopt_weights, release_replaced
 from p_eagle_cuda.weights import DrafterWeights
@@ -61,7 +62,8 @@ class ServedDrafter:
             vllm_config.model_config.max_model_len, self._config.max_position_embeddings
         )
         adopted = adopt_weights(module, self._config, max_position, options.weights)
-        self._weights = adopted.weights
+        self._weights, self._gathered = adopted.weights, adopted.gathered
+        self._num_ranks = vllm_config.parallel_config.tensor_parallel_size
         self._sizes = {
             "num_speculative_tokens": speculative.num_speculative_tokens,
             "max_requests": scheduler.max_num_seqs,
@@ -75,21 +77,32 @@ class ServedDrafter:
         self._held: Tensor | None = torch.empty(
             self._plan_bytes(), dtype=torch.uint8, device=device
         )
-        self.has_replaced_weights = bool(adopted.replaced)
+        # A drafter that is whole on each rank is not the one that vLLM has compiled.
+        self.is_in_the_way = bool(adopted.replaced) or self._num_ranks > 1
         release_replaced(adopted, target)  # last: from here on vLLM's own drafter cannot serve
 
     def describe(self) -> str:
-        """What runs, in a line."""
-        matrices = _matrices(self._weights)
-        own = sum(x.nbytes for x in matrices if x.dtype != self._weights.dtype)
-        shared = sum(x.nbytes for x in matrices) - own
-        fp8 = f", in FP8 {own / 2**20:.1f} MiB in the place of vLLM's" if own else ""
-        return (
-            f"K = {self._sizes['num_speculative_tokens']}, {self._weights.dtype} weights of "
-            f"{shared / 2**20:.1f} MiB shared with vLLM{fp8}, buffers of "
-            f"{self._plan_bytes() / 2**20:.1f} MiB, "
-            f"{'kernel by kernel' if self._is_eager else 'CUDA graphs'}"
-        )
+        """What runs, in a line; of bytes, those of this rank."""
+        mib = dict.fromkeys(("shared", "fp8", "gathered"), 0.0)
+        for x in {x.data_ptr(): x for x in _matrices(self._weights)}.values():
+            kind = "gathered" if x.data_ptr() in self._gathered else "shared"
+            mib["fp8" if x.dtype != self._weights.dtype else kind] += x.nbytes / 2**20
+        parts = [
+            f"K = {self._sizes['num_speculative_tokens']}",
+            f"{self._weights.dtype} weights of {mib['shared']:.1f} MiB shared with vLLM",
+        ]
+        if mib["fp8"]:
+            parts.append(f"in FP8 {mib['fp8']:.1f} MiB in the place of vLLM's")
+        if mib["gathered"]:
+            parts.append(f"{mib['gathered']:.1f} MiB gathered from the target's vocabulary")
+        if self._num_ranks > 1:
+            parts.append(
+                f"all of it, and caches of all {self._config.num_kv_heads} heads, on each of "
+                f"{self._num_ranks} ranks"
+            )
+        parts.append(f"buffers of {self._plan_bytes() / 2**20:.1f} MiB")
+        parts.append("kernel by kernel" if self._is_eager else "CUDA graphs")
+        return ", ".join(parts)
 
     def ensure_caches(self, module: Any) -> None:  # noqa: ANN401
         """Build the drafter once vLLM's caches are there.
@@ -153,11 +166,14 @@ class ServedDrafter:
                 for target, tap in zip(static, taps, strict=True):
                     target.copy_(tap)
                 taps = static
-        return drafter.propose(
+        found = drafter.propose(
             tokens, positions, [tap.contiguous() for tap in taps], query_start,
             self._none_rejected[:B] if num_rejected is None else num_rejected, next_tokens,
             block_table.contiguous(), k=k,
         )  # fmt: skip
+        if self._options.debug and self._num_ranks > 1:
+            check_same_on_ranks(found.token_ids)
+        return found
 
     def _plan_bytes(self) -> int:
         """Of the buffers, for the smallest blocks."""

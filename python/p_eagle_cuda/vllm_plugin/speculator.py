@@ -12,8 +12,9 @@ from torch import Tensor
 from vllm.v1.worker.gpu.sample.gumbel import gumbel_sample
 from vllm.v1.worker.gpu.spec_decode.eagle.speculator import EagleSpeculator
 
-from p_eagle_cuda.errors import PEagleError
+from p_eagle_cuda.errors import ConfigError, PEagleError
 from p_eagle_cuda.vllm_plugin.options import PluginOptions
+from p_eagle_cuda.vllm_plugin.replication import cache_refusal, is_split, made_whole
 from p_eagle_cuda.vllm_plugin.sampling import KeyedSampler
 from p_eagle_cuda.vllm_plugin.serving import ServedDrafter
 
@@ -46,8 +47,11 @@ class PEagleSpeculator(EagleSpeculator):  # type: ignore[misc]  # vLLM has no ty
             RuntimeError: The checkpoint is not one that the kernels can run, and this runner has
                 no other drafter for it.
         """
-        super().load_model(target_model)
+        with made_whole(self.vllm_config):
+            super().load_model(target_model)
         with _explained():
+            if is_split(self.vllm_config) and (reason := cache_refusal(self.vllm_config)):
+                raise ConfigError(reason)
             options = PluginOptions.read(self.vllm_config.additional_config)
             self._served = ServedDrafter(
                 self.model, target_model, self.vllm_config, self.device, options,

@@ -9,7 +9,11 @@ import torch
 from p_eagle_cuda import ops
 from p_eagle_cuda.drafter_pass import PASS_OPS
 from p_eagle_cuda.ops.layers import CUDA_HEAD_DIMS
-from p_eagle_cuda.vllm_plugin.versions import takes_multimodal_inputs
+from p_eagle_cuda.vllm_plugin.versions import (
+    OPTION_VERSIONS,
+    takes_multimodal_inputs,
+    unsupported_version,
+)
 
 
 def is_p_eagle(vllm_config: Any) -> bool:  # noqa: ANN401 - vLLM's types change with its versions
@@ -18,21 +22,22 @@ def is_p_eagle(vllm_config: Any) -> bool:  # noqa: ANN401 - vLLM's types change 
     return speculative.method == "eagle3" and bool(speculative.parallel_drafting)
 
 
-def refusal(vllm_config: Any, device_type: str, runner: str) -> str | None:  # noqa: ANN401
+def refusal(vllm_config: Any, device_type: str, runner: str, version: str) -> str | None:  # noqa: ANN401
     """Why vLLM's own drafter has to serve; None if ours can.
 
     Args:
         vllm_config: vLLM's whole configuration, with speculative decoding.
         device_type: Of the workers, "cuda" or "cpu".
         runner: The model runner, "V1" or "V2".
+        version: vLLM's.
     """
     try:
-        return _find_refusal(vllm_config, device_type, runner)
+        return _find_refusal(vllm_config, device_type, runner, version)
     except AttributeError as error:
         return f"this vLLM's configuration is not one that is known ({error})"
 
 
-def _find_refusal(vllm_config: Any, device_type: str, runner: str) -> str | None:  # noqa: ANN401
+def _find_refusal(vllm_config: Any, device_type: str, runner: str, version: str) -> str | None:  # noqa: ANN401
     speculative, model = vllm_config.speculative_config, vllm_config.model_config
     draft = speculative.draft_model_config
     parallel = vllm_config.parallel_config
@@ -41,10 +46,6 @@ def _find_refusal(vllm_config: Any, device_type: str, runner: str) -> str | None
     checks = {
         "the drafter has M-RoPE": draft.uses_mrope,
         "the target takes multimodal inputs": takes_multimodal_inputs(model),
-        # Whatever draft_tensor_parallel_size says, the layers take the target's group.
-        "vLLM splits the drafter over several GPUs, as the target": (
-            parallel.tensor_parallel_size > 1
-        ),
         "the model is split into pipeline stages": parallel.pipeline_parallel_size > 1,
         "contexts are split over several GPUs": (
             getattr(parallel, "decode_context_parallel_size", 1) > 1
@@ -67,6 +68,15 @@ def _find_refusal(vllm_config: Any, device_type: str, runner: str) -> str | None
     for reason, applies in checks.items():
         if applies:
             return reason
+    if parallel.tensor_parallel_size > 1:
+        if getattr(vllm_config, "kv_transfer_config", None) is not None:
+            return (
+                "the target is split over several GPUs and its caches go to another engine, which "
+                "was not tried"
+            )
+        untried = unsupported_version(version, *OPTION_VERSIONS)
+        if untried is not None:
+            return f"the target is split over several GPUs: {untried}"
     if device_type == "cuda":
         if head_dim not in CUDA_HEAD_DIMS:
             sizes = " or ".join(map(str, CUDA_HEAD_DIMS))

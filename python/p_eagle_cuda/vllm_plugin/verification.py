@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -92,7 +93,26 @@ def _replaced(
         "filters and logprobs are vLLM's",
         vllm_config.speculative_config.num_speculative_tokens,
     )
-    return with_replaced(theirs, replacement)
+    return with_replaced(theirs, partial(replacement, workspace=Workspace()))
+
+
+class Workspace:
+    """Memory of `ops.verify`, which stays from step to step."""
+
+    def __init__(self) -> None:
+        """None so far."""
+        self._num_rows, self._memory = 0, torch.empty(0, dtype=torch.uint8)
+
+    def of(self, logits: Tensor) -> Tensor:
+        """Enough for ``[R, V]`` logits; made anew when R passes a power of two for the first time.
+
+        V and the device are always the same.
+        """
+        num_rows, vocab_size = logits.shape
+        if num_rows > self._num_rows:
+            self._num_rows = 1 << (num_rows - 1).bit_length()
+            self._memory = ops.verify_workspace(logits.device, self._num_rows, vocab_size)
+        return self._memory
 
 
 def with_replaced(function: Any, replacement: Callable[..., Any]) -> FunctionType:  # noqa: ANN401
@@ -112,6 +132,8 @@ def rejection_sample_v1(
     target_logits: Tensor,
     bonus_token_ids: Tensor,
     sampling_metadata: Any,  # noqa: ANN401
+    *,
+    workspace: Workspace,
     **_: Any,  # noqa: ANN401 - of other methods, which are refused
 ) -> Tensor:
     """What vLLM's V1 runner calls to verify.
@@ -129,6 +151,7 @@ def rejection_sample_v1(
             that is not 0.
         bonus_token_ids: ``[B, 1]``, the target's token after all drafts.
         sampling_metadata: vLLM's: `temperature`, `all_greedy` and `generators` are read.
+        workspace: Of all calls.
 
     Returns:
         ``[B, N + 1]`` int32: accepted drafts, then the target's own token, then -1.
@@ -150,7 +173,10 @@ def rejection_sample_v1(
             _draw_keys(num_draft_tokens, sampling_metadata.generators, device),
             torch.zeros(B, dtype=torch.int64, device=device),
         )
-    found = ops.verify(target_logits, row_start, candidates, bonus.flatten(), sampling)
+    found = ops.verify(
+        target_logits, row_start, candidates, bonus.flatten(), sampling,
+        workspace=workspace.of(target_logits),
+    )  # fmt: skip
     # A request without drafts has no rows, and its next token is the bonus as it was given.
     last_draft = ids[(first + num_drafts - 1).clamp(0, len(ids) - 1)]
     are_accepted = (found.num_accepted[:, None] == num_drafts - 1) & (
@@ -188,6 +214,7 @@ def rejection_sample_v2(
     seed: Tensor,
     num_speculative_steps: int,
     *_: Any,  # noqa: ANN401 - of other methods, which are refused
+    workspace: Workspace,
     **__: Any,  # noqa: ANN401
 ) -> tuple[Tensor, Tensor]:
     """What vLLM's V2 runner calls to verify.
@@ -208,6 +235,7 @@ def rejection_sample_v2(
         temperature: float32, of all requests.
         seed: int64, of all requests.
         num_speculative_steps: K.
+        workspace: Of all calls.
 
     Returns:
         Tokens ``[B, K + 1]`` int64, -1 past their number, and that number ``[B]`` int32.
@@ -222,6 +250,6 @@ def rejection_sample_v2(
     found = ops.verify(
         target_logits.contiguous(), cu_num_logits.int(),
         draft_sampled[(first[:, None] + nodes).clamp(max=len(draft_sampled) - 1)].long(),
-        torch.zeros_like(first), sampling,
+        torch.zeros_like(first), sampling, workspace=workspace.of(target_logits),
     )  # fmt: skip
     return found.tokens, found.num_accepted + 1

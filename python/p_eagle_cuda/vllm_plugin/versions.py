@@ -12,7 +12,7 @@ Release = tuple[int, int]
 V1_VERSIONS: tuple[Release, Release] = (0, 28), (0, 33)
 # V2 runner, whose insides change with every release.
 V2_VERSIONS: tuple[Release, Release] = (0, 32), (0, 33)
-# Options that reach into vLLM's sampling and scheduling, on either runner: likewise.
+# What reaches into vLLM's sampling, scheduling and planning of caches, on either runner: likewise.
 OPTION_VERSIONS: tuple[Release, Release] = (0, 33), (0, 33)
 
 

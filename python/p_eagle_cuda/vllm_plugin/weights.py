@@ -1,4 +1,8 @@
-"""The weights of vLLM's drafter module as this package's kernels take them, none of them twice."""
+"""The weights of vLLM's drafter module as this package's kernels take them, none of them twice.
+
+But for the vocabulary of a target on several ranks: where the drafter has none of its own, the
+shards are put together once, when it is loaded.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,7 @@ from p_eagle_cuda.precision import (
     quantize_rows,
 )
 from p_eagle_cuda.rope import rope_table
+from p_eagle_cuda.vllm_plugin.replication import gather_vocabulary
 from p_eagle_cuda.weights import DrafterWeights, LayerWeights, mask_row_heads, project_mask_taps
 
 
@@ -25,6 +30,7 @@ class Adopted(NamedTuple):
 
     weights: DrafterWeights
     replaced: tuple[Any, ...]  # the modules whose `weight` has become FP8 in `weights`
+    gathered: frozenset[int]  # addresses of vocabularies put together from the target's shards
 
 
 def adopt_weights(
@@ -49,6 +55,7 @@ def adopt_weights(
         ConfigError: There is no such precision for the dtype of the weights.
     """
     replaced: list[Any] = []
+    gathered: dict[int, Tensor] = {}  # by the address of the shard: head and embedding may be tied
     core = module.model
     H, V, Vd = config.hidden_size, config.vocab_size, config.draft_vocab_size
     taps_width = config.num_taps * config.target_hidden_size
@@ -59,9 +66,12 @@ def adopt_weights(
         if not isinstance(found, Tensor):
             raise CheckpointError(f"vLLM's drafter has no {name}.{part}")
         found = found.detach()
-        # Vocabularies are padded to a multiple of 64.
         if found.ndim == len(shape) and name in ("embed_tokens", "lm_head"):
-            found = found[: shape[0]]
+            if getattr(owner, "tp_size", 1) > 1:
+                if found.data_ptr() not in gathered:
+                    gathered[found.data_ptr()] = gather_vocabulary(found)
+                found = gathered[found.data_ptr()]
+            found = found[: shape[0]]  # they are padded to a multiple of 64
         if list(found.shape) != list(shape):
             raise CheckpointError(
                 f"{name}.{part} of vLLM's drafter must have shape {list(shape)}, got "
@@ -167,7 +177,7 @@ def adopt_weights(
         rope=rope_table(config.rope, config.head_dim, max_position).to(fc.device),
         fp8_activations=fp8_activations,
     )
-    return Adopted(weights, tuple(replaced))
+    return Adopted(weights, tuple(replaced), frozenset(x.data_ptr() for x in gathered.values()))
 
 
 def release_replaced(adopted: Adopted, target: Any) -> None:  # noqa: ANN401

@@ -101,8 +101,8 @@ def cpu_attention_with_kv_cache(
 ) -> None:
     """Attention of ``[rows, Nq, D]`` over the caches; a request's rows are its last positions."""
     unknown = (alibi_slopes, s_aux, dynamic_causal)
-    if any(x is not None for x in unknown) or softcap or sliding_window > 0:
-        raise NotImplementedError("the stand-in knows causal attention over all keys only")
+    if any(x is not None for x in unknown) or softcap:
+        raise NotImplementedError("the stand-in knows causal attention over all keys or a window")
     starts = query_start_loc.tolist()
     for request, length in enumerate(seq_lens.tolist()):
         rows = slice(starts[request], starts[request + 1])
@@ -116,8 +116,13 @@ def cpu_attention_with_kv_cache(
         keys, values = (x.repeat_interleave(group, dim=1) for x in (keys, values))
         scores = torch.einsum("qhd,khd->hqk", query[rows].float(), keys) * scale
         if causal:
-            last_key = torch.arange(length - num_rows, length)[:, None]
-            scores = scores.masked_fill(torch.arange(length) > last_key, -torch.inf)
+            keys_at, last_key = (
+                torch.arange(length),
+                torch.arange(length - num_rows, length)[:, None],
+            )
+            scores = scores.masked_fill(keys_at > last_key, -torch.inf)
+            if sliding_window > 0:
+                scores = scores.masked_fill(keys_at <= last_key - sliding_window, -torch.inf)
         result = torch.einsum("hqk,khd->qhd", scores.softmax(-1), values)
         output[rows] = result.to(output.dtype)
 
