@@ -72,8 +72,8 @@ BUGS = (
     ),
     _product(
         "arrives before all threads have stored their part",
-        "    store(blockIdx.x / cluster_, begins_tile, acc, num_octets);\n    Config::sync();\n",
-        "    store(blockIdx.x / cluster_, begins_tile, acc, num_octets);\n",
+        "bool arrives_last(int tile, bool& is_last) const {\n    Config::sync();\n",
+        "bool arrives_last(int tile, bool& is_last) const {\n",
         finds="race",
     ),
     _arrival(
@@ -111,8 +111,8 @@ BUGS = (
     ),
     _product(
         "the tile that a CTA begins in the slot of the one that it ends",
-        "store(blockIdx.x / cluster_, begins_tile, acc, num_octets);",
-        "store(blockIdx.x / cluster_, false, acc, num_octets);",
+        "store(begins_tile, acc, 0, num_octets);",
+        "store(false, acc, 0, num_octets);",
         finds="race",
     ),
     _product(
