@@ -433,7 +433,7 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info"]) == 0
     text = capsys.readouterr().out
     assert all(name in text for name in ops.implementations())
-    assert "sm_90          16-bit  33-     cuBLAS        wgmma     all\n" in text
+    assert "sm_90          16-bit  33-     cuBLAS        wgmma     wgmma    all\n" in text
 
 
 def test_interruption_is_not_a_traceback(
